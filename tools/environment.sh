@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Sourced by tools/test, tools/demo and .ci/run (bash): gives the checkout a Python environment that holds tfcompress.
 #
 #   prepare_environment dev|demo    makes, updates or repairs it, and sets PYTHON to its interpreter
@@ -122,7 +123,7 @@ install_packages() {  # install_packages EXTRAS
     local log="$VENV/tfcompress-install.log" started=$SECONDS
     say "Installing tfcompress with what it needs ($1); up to 1.5 GB are fetched the first time"
     if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off --retries 2 \
-        -e "$ROOT[$1]" 2>&1 | tee "$log" | follow_pip; then
+        -e "${ROOT}[$1]" 2>&1 | tee "$log" | follow_pip; then
         explain_pip "$log"
     fi
     rm -f "$VENV/tfcompress-installing"
