@@ -103,7 +103,7 @@ follow_pip() {
             ;;
         Installing\ collected\ packages*)
             : >"$VENV/tfcompress-installing"
-            printf '    %s s: unpacking %s packages, the longest step\n' "$((SECONDS - started))" "$(tr -cd , <<<"$line" | wc -c | tr -d ' ')"
+            printf '    %s s: unpacking %s packages, the longest step\n' "$((SECONDS - started))" "$(tr ',' '\n' <<<"$line" | wc -l | tr -d ' ')"
             ;;
         esac
     done
@@ -114,14 +114,16 @@ explain_pip() {  # explain_pip LOG
         fail "The disk filled up while packages were installed. Free about $DISK_NEEDED_MB MB (TMPDIR names pip's scratch folder) and run this again."
     elif grep -qE 'NewConnectionError|Max retries exceeded|Retrying \(Retry|name resolution|ReadTimeoutError|ConnectTimeoutError|ProxyError|SSLError' "$1"; then
         fail "The package index cannot be reached, so nothing could be installed. Check the network, the proxy or PIP_INDEX_URL and run this again. pip's own words are in $1"
+    elif ! grep -q '^ERROR' "$1"; then
+        fail "The installation was interrupted. Run this again to finish it."
     fi
     tail -n 5 "$1" >&2
     fail "pip could not install tfcompress; its last words stand above, all of them are in $1"
 }
 
-install_packages() {  # install_packages EXTRAS
+install_packages() {  # install_packages EXTRAS NOTE
     local log="$VENV/tfcompress-install.log" started=$SECONDS
-    say "Installing tfcompress with what it needs ($1); up to 1.5 GB are fetched the first time"
+    say "Installing tfcompress with what it needs ($1)$2"
     if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off --retries 2 \
         -e "${ROOT}[$1]" 2>&1 | tee "$log" | follow_pip; then
         explain_pip "$log"
@@ -141,7 +143,7 @@ lock_environment() {
 }
 
 make_environment() {  # make_environment dev|demo
-    local wanted="$1" mark installed="" recorded=""
+    local wanted="$1" mark installed="" recorded="" extras
     # Below, a broken environment is deleted: never anything else.
     if [ -e "$VENV" ] && [ ! -e "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV" 2>/dev/null)" ]; then
         fail "$VENV is there, but it is no Python environment. Move it away, or name another place with TFCOMPRESS_VENV=/path."
@@ -158,8 +160,15 @@ make_environment() {  # make_environment dev|demo
     [ -e "$mark" ] && read -r installed recorded <"$mark"
     [ "$installed" = dev ] && wanted=dev
     [ "$recorded" = "$(fingerprint)" ] && [ "$installed" = "$wanted" ] && return
-    need_disk "$([ -n "$installed" ] && echo "$DISK_NEEDED_UPDATE_MB" || echo "$DISK_NEEDED_MB")"
-    install_packages "$([ "$wanted" = dev ] && echo dev || echo "$DEMO_EXTRAS")"
+    extras="$DEMO_EXTRAS"
+    [ "$wanted" = dev ] && extras=dev
+    if [ -n "$installed" ]; then
+        need_disk "$DISK_NEEDED_UPDATE_MB"
+        install_packages "$extras" ", since setup.cfg, the checkout's place or what is asked for changed"
+    else
+        need_disk "$DISK_NEEDED_MB"
+        install_packages "$extras" "; up to 1.5 GB are fetched the first time"
+    fi
     printf '%s %s\n' "$wanted" "$(fingerprint)" >"$mark"
 }
 
