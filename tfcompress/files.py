@@ -43,7 +43,9 @@ def replacing(path) -> Iterator[pathlib.Path]:
         part.chmod(0o666 & ~umask)
         part.replace(path)
     except OSError as error:
-        raise CompressionError(f"Cannot write {path}: {error.strerror or error}. The old file, if any, is intact.") from error
+        raise CompressionError(
+            f"Cannot write {path}: {error.strerror or error}. The old file, if any, is intact."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 

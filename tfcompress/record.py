@@ -77,7 +77,12 @@ class Record:
     def to_json(self) -> str:
         """The record as JSON text; float32 values survive exactly."""
         weights = {
-            key: {"shape": list(grid.unit.shape), "unit": [float(u) for u in grid.unit.ravel()], "low": grid.low, "high": grid.high}
+            key: {
+                "shape": list(grid.unit.shape),
+                "unit": [float(u) for u in grid.unit.ravel()],
+                "low": grid.low,
+                "high": grid.high,
+            }
             for key, grid in self.weights.items()
         }
         outputs = {key: dataclasses.asdict(value) for key, value in self.outputs.items()}

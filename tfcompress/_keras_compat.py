@@ -1,0 +1,265 @@
+"""Every private Keras name that tfcompress uses, checked with Keras 3.15.1.
+
+Each is wrapped here once, so that a Keras release that moves one of them breaks one file; a slow test imports this file
+against the newest Keras.
+"""
+
+import contextlib
+
+import keras
+import numpy as np
+from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.variables import AutocastScope, get_autocast_scope
+
+CHECKED_WITH = "3.15.1"
+
+
+def no_autocast() -> AutocastScope:
+    """A scope in which variables are read in their own dtype."""
+    return AutocastScope(None)
+
+
+def autocast(value):
+    """Cast a float tensor to the compute dtype of the layer that is being called, if one is."""
+    scope = get_autocast_scope()
+    return value if scope is None else scope.maybe_cast(value)
+
+
+def autocast_dtype(dtype: str) -> str:
+    """The dtype that a float variable of `dtype` shows in the current scope."""
+    scope = get_autocast_scope()
+    return dtype if scope is None or scope.dtype is None else scope.dtype
+
+
+def training_now() -> bool:
+    """Whether the layer call that is running is a training call; false outside any call."""
+    context = global_state.get_global_attribute("current_call_ctx")
+    return bool(context is not None and context.get_value("training"))
+
+
+def values_readable() -> bool:
+    """Whether variables hold values here: false while a graph or a stateless function is traced."""
+    if in_stateless_scope():
+        return False
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.executing_eagerly()
+    return True
+
+
+@contextlib.contextmanager
+def unlocked(layer):
+    """Let variables be added to a layer that is built."""
+    tracker = layer._tracker
+    locked = tracker.locked
+    tracker.unlock()
+    try:
+        yield
+    finally:
+        if locked:
+            tracker.lock()
+
+
+def own_variables(layer) -> list:
+    """A layer's own weights, without those of its sub-layers: trainable ones first, as Keras saves them."""
+    return list(layer._trainable_variables) + list(layer._non_trainable_variables)
+
+
+def sublayers(layer) -> list:
+    """The direct sub-layers that a layer tracks."""
+    return list(layer._layers)
+
+
+def track(layer, variable) -> None:
+    """Add a variable to a layer's weights, whatever the state of the layer."""
+    with unlocked(layer):
+        trainable = variable.trainable
+        # Keras files a variable by its flag, and a frozen layer's would go to the wrong list.
+        layer._track_variable(variable)
+        variable.trainable = trainable and layer.trainable
+
+
+def untrack(layer, variable) -> None:
+    """Take a variable out of a layer's weights."""
+    layer._untrack_variable(variable)
+
+
+def variable_lists(layer) -> tuple[list, list]:
+    """The live lists (trainable, non-trainable) in which a layer keeps its own variables."""
+    return layer._trainable_variables, layer._non_trainable_variables
+
+
+def track_seed(layer, generator) -> None:
+    """Make a SeedGenerator's state part of a layer's variables."""
+    with unlocked(layer):
+        layer._tracker.track(generator)
+
+
+def untrack_seed(layer, generator) -> None:
+    """The inverse of `track_seed`."""
+    with unlocked(layer):
+        layer._tracker.untrack(generator)
+
+
+def strategy_scope(variable):
+    """The tf.distribute scope in which a variable lives, so that companions are made in it; else an empty scope."""
+    value = getattr(variable, "_value", None)
+    strategy = getattr(value, "distribute_strategy", None)
+    return strategy.scope() if strategy is not None else contextlib.nullcontext()
+
+
+def read(variable) -> np.ndarray:
+    """A variable's value as a read-only array, without a copy where the backend allows it."""
+    value = variable._value
+    if hasattr(value, "read_value") and not hasattr(value, "values"):
+        return np.asarray(memoryview(value.read_value()))
+    return np.asarray(value) if keras.backend.backend() == "jax" else keras.ops.convert_to_numpy(variable.value)
+
+
+def initialized(variable) -> bool:
+    """Whether a variable holds a value already (it may wait for the end of a traced build)."""
+    return getattr(variable, "_value", None) is not None
+
+
+def reset_functions(model) -> None:
+    """Drop compiled train, test and predict functions, which still run the graph from before a change."""
+    for name in ("train_function", "test_function", "predict_function"):
+        if hasattr(model, name):
+            setattr(model, name, None)
+
+
+def fresh_variable_view(cls, like, attributes: dict):
+    """An instance of a `keras.Variable` subclass that owns no storage and looks like the variable `like`."""
+    view = object.__new__(cls)
+    state = {key: value for key, value in like.__dict__.items() if not key.startswith("_self_")}
+    state.update({"_value": None, "_regularizer": None, "_constraint": None, **attributes})
+    for key, value in state.items():
+        object.__setattr__(view, key, value)
+    return view
+
+
+# Graphs of operations (used by tfcompress/graph).
+
+
+def functional(model):
+    """The Functional graph of a model: itself, or the one behind a built Sequential; None where there is none."""
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if isinstance(model, keras.Function) and isinstance(model, keras.Model) else None
+
+
+def graph_nodes(functional_model) -> list:
+    """The calls that make up a Functional model, deepest (nearest to the inputs) first."""
+    by_depth = functional_model._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def inbound_nodes(operation) -> list:
+    """Every call of an operation that Keras recorded, in the order of the calls, whatever model they belong to."""
+    return operation._inbound_nodes
+
+
+def operation_of(tensor):
+    """The operation whose output a symbolic tensor is."""
+    return tensor._keras_history.operation
+
+
+def forget_calls(operation, inputs_too: bool = True) -> None:
+    """Let an operation forget the graphs in which it was called, so that it can be called anew as if for the first time."""
+    if inputs_too:
+        operation._inbound_nodes.clear()
+    operation._outbound_nodes.clear()
+
+
+def fresh_copy(operation):
+    """A copy of an operator (it holds no weights) that was never called."""
+    import copy
+
+    new = copy.copy(operation)
+    new._inbound_nodes, new._outbound_nodes = [], []
+    return new
+
+
+def input_layer(sequential):
+    """The input layer that a built Sequential keeps in front of its listed layers."""
+    return sequential._layers[0]
+
+
+def rewire_functional(model, inputs, outputs) -> None:
+    """Give a Functional model another graph and keep the object: its compile state, attributes and class."""
+    from keras.src.ops.function import map_graph
+
+    flat_inputs, flat_outputs = keras.tree.flatten(inputs), keras.tree.flatten(outputs)
+    nodes, nodes_by_depth, operations, operations_by_depth = map_graph(flat_inputs, flat_outputs)
+    before = [operation for operation in model._operations if isinstance(operation, keras.Layer)]
+    # Under this scope the lists are stored as they are, as in the constructor of Functional.
+    from keras.src.utils.tracking import DotNotTrackScope
+
+    automatic = getattr(model, "_self_setattr_tracking", True)
+    model._self_setattr_tracking = False
+    with DotNotTrackScope():
+        model._inputs_struct, model._outputs_struct = inputs, outputs
+        model._inputs, model._outputs = flat_inputs, flat_outputs
+        model._nodes, model._nodes_by_depth = nodes, nodes_by_depth
+        model._operations, model._operations_by_depth = operations, operations_by_depth
+    model._self_setattr_tracking = automatic
+    now = [operation for operation in operations if isinstance(operation, keras.Layer)]
+    for layer in before:
+        model._tracker.untrack(layer)
+    others = list(model._layers)
+    for layer in others:
+        model._tracker.untrack(layer)
+    for layer in [*now, *others]:
+        model._tracker.track(layer)
+    reset_functions(model)
+
+
+def rewire_sequential(model, layers) -> None:
+    """Give a Sequential other layers (the input layer first) and keep the object."""
+    model._layers = list(layers)
+    model._maybe_rebuild()
+    reset_functions(model)
+
+
+def functional_constructor(cls) -> bool:
+    """Whether a model class is constructed from inputs and outputs, as Functional is."""
+    from keras.src.models.functional import functional_like_constructor
+
+    return functional_like_constructor(cls)
+
+
+def trusted_config():
+    """A scope in which a layer may be made from the config of one that is in memory, Lambda layers included."""
+    from keras.src.saving.serialization_lib import SafeModeScope
+
+    return SafeModeScope(False)
+
+
+# Signatures of models (used by tfcompress/export).
+
+
+def model_inputs(model) -> list | None:
+    """A model's symbolic inputs, flat; None for a subclassed model, which has none."""
+    graph = functional(model)
+    return None if graph is None else list(graph.inputs)
+
+
+def call_with_list(model, values):
+    """Call a model in inference mode with its inputs as a flat list, whatever structure it was made with."""
+    graph = functional(model)
+    if graph is None:
+        return model(*values, training=False)
+    return model(keras.tree.pack_sequence_as(graph._inputs_struct, list(values)), training=False)
+
+
+def output_structure(model):
+    """The structure of a graph model's outputs; None for a subclassed model."""
+    graph = functional(model)
+    return None if graph is None else graph._outputs_struct
+
+
+def flat_layers(model) -> list:
+    """A model and all layers below it."""
+    return list(model._flatten_layers())
