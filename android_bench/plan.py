@@ -114,7 +114,8 @@ class Settings:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 raise UsageError(
-                    f"There is no setting {name!r}. " + (f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}.")
+                    f"There is no setting {name!r}. "
+                    + (f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}.")
                 )
         return cls(**values)
 
@@ -159,7 +160,9 @@ def alternate(count: int, rounds: int, pause: float = 0.0) -> list[Block]:
     blocks: list[Block] = []
     for index in range(rounds):
         order = range(count) if index % 2 == 0 else reversed(range(count))
-        blocks += [Block(index, case, pause if blocks or case_number else 0.0) for case_number, case in enumerate(order)]
+        blocks += [
+            Block(index, case, pause if blocks or case_number else 0.0) for case_number, case in enumerate(order)
+        ]
     return blocks
 
 

@@ -136,7 +136,12 @@ def summarize(blocks, level: float = 0.95, resamples: int = RESAMPLES, seed: int
 
     names = ("median", "mean", "p90")
     intervals = dict(zip(names, map(list, bootstrap(series, headline, level, resamples, seed)), strict=True))
-    result = {"median": median(pooled), "mean": float(pooled.mean()), "min": float(pooled.min()), "max": float(pooled.max())}
+    result = {
+        "median": median(pooled),
+        "mean": float(pooled.mean()),
+        "min": float(pooled.min()),
+        "max": float(pooled.max()),
+    }
     result |= {f"p{q}": value for q, value in zip(PERCENTILES, percentiles(pooled), strict=True)}
     return result | {"intervals": intervals, "level": level}
 

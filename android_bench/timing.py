@@ -89,5 +89,5 @@ def thin(times: array, keep: int = KEPT) -> tuple[list[int], int]:
 
 
 def clock_overhead(clock: Callable[[], int] = time.perf_counter_ns) -> int:
-    """The time that the clock reads around nothing, in nanoseconds (median of 200): what every timed run holds too much."""
+    """What the clock reads around nothing, in nanoseconds (median of 200): every timed run holds this too much."""
     return int(median(timed(lambda: None, 200, 0.0, 1.0, clock)))

@@ -66,10 +66,8 @@ def _open(job: dict):
         signature = detail.get("shape_signature", detail["shape"])
         if any(size < 0 for size in signature) and detail["name"] not in _named(job, interpreter):
             shape = ",".join("N" if size < 0 else str(size) for size in signature)
-            raise BenchError(
-                f"The input {detail['name']!r} has no fixed shape: give it, --input-shape {detail['name']}={shape} with "
-                "numbers for N."
-            )
+            example = f"--input-shape {detail['name']}={shape}"
+            raise BenchError(f"The input {detail['name']!r} has no fixed shape: give it, {example} with numbers for N.")
     return interpreter
 
 
@@ -95,7 +93,7 @@ def _tensor(detail: dict) -> dict:
     }
 
 
-def delegation(operators: list[dict], outputs: list[int]) -> dict | None:
+def delegation(operators: list[dict]) -> dict | None:
     """How many nodes a delegate took, from the interpreter's list of operators after allocation.
 
     The list holds the original nodes and one DELEGATE node for each partition. A node was taken when it lies between
@@ -103,7 +101,6 @@ def delegation(operators: list[dict], outputs: list[int]) -> dict | None:
 
     Args:
         operators: each {"op_name", "inputs", "outputs"}, tensors by index.
-        outputs: the tensors that the graph gives out.
 
     Returns:
         {"nodes", "of", "partitions"}; None when the list is empty.
@@ -131,15 +128,18 @@ def _inspect(job: dict) -> dict:
     """The facts of a file that only a runtime knows."""
     interpreter = _open(job)
     tensors = interpreter.get_tensor_details()
-    whole = [np.dtype(t["dtype"]).name for t in tensors if t["quantization"][0] or len(t["quantization_parameters"]["scales"])]
+    whole = [
+        np.dtype(t["dtype"]).name
+        for t in tensors
+        if t["quantization"][0] or len(t["quantization_parameters"]["scales"])
+    ]
     operators = interpreter._get_ops_details() if hasattr(interpreter, "_get_ops_details") else []
-    outputs = interpreter.get_output_details()
     return {
         "inputs": [_tensor(detail) for detail in interpreter.get_input_details()],
-        "outputs": [_tensor(detail) for detail in outputs],
+        "outputs": [_tensor(detail) for detail in interpreter.get_output_details()],
         "integer": any("int" in name for name in whole),
         "operators": _counts(op["op_name"] for op in operators if op["op_name"] != "DELEGATE"),
-        "delegated": delegation(operators, [detail["index"] for detail in outputs]),
+        "delegated": delegation(operators),
     }
 
 
