@@ -173,9 +173,8 @@ def content(arrays) -> str:
     x_train, y_train, x_test, y_test = arrays
     images = np.concatenate([x_train.reshape(len(x_train), -1), x_test.reshape(len(x_test), -1)])
     labels = np.concatenate([y_train.reshape(-1), y_test.reshape(-1)]).astype(np.uint8)
-    rows = [
-        hashlib.sha256(image.tobytes() + bytes([label])).digest() for image, label in zip(images, labels, strict=True)
-    ]
+    pairs = zip(images, labels, strict=True)
+    rows = [hashlib.sha256(image.tobytes() + bytes([label])).digest() for image, label in pairs]
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
 
 
@@ -207,11 +206,11 @@ def _cached(name: str):
 def read_npz(path):
     """The four arrays of an NPZ file of a data set."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return tuple(stored[key] for key in ARRAYS)
     except Exception as error:  # a cut file may raise nearly anything
         raise CompressionError(
-            f"{path} is not a data set with the arrays {', '.join(ARRAYS)} ({error}). Delete it, and it is fetched again."
+            f"{path} is not a data set with the arrays {', '.join(ARRAYS)} ({error}). Delete it to fetch it again."
         ) from error
 
 

