@@ -1,6 +1,9 @@
 import keras
 import numpy as np
 
+import tfcompress
+from tfcompress import pruning
+from tfcompress.parametrization import Parametrization, parametrize
 from tfcompress.record import Grid, Record
 from tfcompress.report import layers
 
@@ -36,3 +39,28 @@ def test_bits_are_those_of_the_trained_grid():
 def test_half_precision_weights_are_counted_as_such():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, name="a", dtype="bfloat16")])
     assert [(row.bits, row.bytes) for row in layers(model)] == [(16, 48)]
+
+
+def test_an_attached_model_shows_its_effective_weights():
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10, name="a")])
+    small = tfcompress.apply(model, pruning.Magnitude(sparsity=0.8), verbose=0)
+    assert [(row.name, row.nonzeros, row.parameters) for row in layers(small)] == [("a", 20, 100)]
+    assert [row.nonzeros for row in layers(tfcompress.finalize(small, verbose=0))] == [20]
+
+
+def test_a_kernel_made_from_own_variables_is_listed():
+    class Signs(Parametrization):
+        source = True
+
+        def build(self, layer, name, shape):
+            self.sign = self.add_variable("sign", shape, "ones", trainable=True)
+
+        def __call__(self, value):
+            return keras.ops.convert_to_tensor(self.sign)
+
+        def grid(self):
+            return Grid(np.ones((1, 1), np.float32), -1, 1)
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="a")])
+    parametrize(model.get_layer("a"), "kernel", Signs())
+    assert [(row.name, row.parameters, row.distinct, row.bits) for row in layers(model)] == [("a", 12, 1, 2)]

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from tfcompress import select
+from tfcompress.parametrization import chains
 from tfcompress.record import ATTRIBUTE, Record
 from tfcompress.report.rows import Layer
 
@@ -28,14 +29,17 @@ def layers(model, record: Record | None = None, notes: dict[str, str] | None = N
         ('out', 6, 6, 1, 32, 24)
     """
     record = record or getattr(model, ATTRIBUTE, None) or Record()
+    attached = dict(chains(model))
     rows = []
     for path, layer in select.layers(model):
         if not layer.built:
             continue
-        kernels = select.kernel_names(layer)
+        # A kernel that comes from a parametrization's own variables is no variable of the layer any more.
+        made = [key.rsplit(".", 1)[1] for key in attached if key.rsplit(".", 1)[0] == path]
+        kernels = list(dict.fromkeys([*select.kernel_names(layer), *made]))
         for name in kernels:
-            label = path if len(kernels) == 1 else f"{path}.{name}"
-            grid = record.weights.get(f"{path}.{name}")
+            label, key = path if len(kernels) == 1 else f"{path}.{name}", f"{path}.{name}"
+            grid = record.weights.get(key) or (attached[key].grid() if key in attached else None)
             values = keras.ops.convert_to_numpy(getattr(layer, name))
             rows.append(_row(label, type(layer).__name__, values, grid, (notes or {}).get(path, "")))
     return tuple(rows)

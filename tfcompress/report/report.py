@@ -9,6 +9,7 @@ from typing import Any
 
 from tfcompress.errors import CompressionError, nearest
 from tfcompress.files import replacing
+from tfcompress.report.bench import read_bench
 from tfcompress.report.rows import Energy, Latency, Layer, Modelled, Row, Verification
 
 SCHEMA_FILE = pathlib.Path(__file__).with_name("report.schema.json")
@@ -89,6 +90,36 @@ class Report:
             raise CompressionError(f"The report has a row {name!r} already: give every variant its own name.")
         self.rows.append(row)
         return row
+
+    def add_bench(self, record: dict) -> list[str]:
+        """Add what a record of android_bench measured to the rows whose `file` it names, and return these rows' names.
+
+        Args:
+            record: the record's JSON as a dictionary. Files are matched by name, without their folder.
+
+        Raises:
+            CompressionError: the record names no file of this report, or is no record.
+        """
+        by_path, shared = read_bench(record)
+        measured = {pathlib.Path(name).name: found for name, found in by_path.items()}
+        names = []
+        for index, row in enumerate(self.rows):
+            found = measured.get(pathlib.Path(row.file).name)
+            if row.file and found is not None:
+                self.rows[index] = dataclasses.replace(
+                    row,
+                    latency=row.latency + found.latency,
+                    energy=row.energy + found.energy,
+                    notes=row.notes + found.notes,
+                )
+                names.append(row.name)
+        if not names:
+            raise CompressionError(
+                f"The record measured {sorted(measured)}, and the report's rows are of "
+                f"{[row.file for row in self.rows]}: give the rows the measured files' names."
+            )
+        self.notes += [note for note in shared if note not in self.notes]
+        return names
 
     def row(self, name: str) -> Row:
         """The row of that name."""
