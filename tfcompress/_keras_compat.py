@@ -263,3 +263,47 @@ def output_structure(model):
 def flat_layers(model) -> list:
     """A model and all layers below it."""
     return list(model._flatten_layers())
+
+
+# Tracing without computing (used by tfcompress/cost).
+
+
+def trace_shapes(function, *args, **kwargs):
+    """Run a function on KerasTensors as the backend traces it: nothing is computed and no variable changes."""
+    from keras.src import backend
+
+    return backend.compute_output_spec(function, *args, **kwargs)
+
+
+# Training (used by tfcompress/distillation).
+
+
+def logits_behind(tensor):
+    """The logits of which a tensor is the softmax, where Keras noted them (not on JAX); None otherwise."""
+    return getattr(tensor, "_keras_logits", None)
+
+
+def loss_takes_training(model, value: bool | None = None) -> bool:
+    """Whether Keras tells a model's `compute_loss` if it trains (it looks once, in the constructor); sets it with `value`."""
+    before = model._compute_loss_has_training_arg
+    if value is not None:
+        model._compute_loss_has_training_arg = value
+    return before
+
+
+def additional_losses(model) -> list:
+    """Regularizers' and add_loss terms as scalars, as `Model.compute_loss` adds them up."""
+    return [model._aggregate_additional_loss(loss) for loss in model.losses]
+
+
+def add_bias(layer, size: int) -> None:
+    """Give a built Dense or convolution layer that has no bias one of zeros, as if it had been made with it."""
+    with unlocked(layer), keras.name_scope(layer.name):
+        layer.use_bias = True
+        layer.bias = layer.add_weight(
+            name="bias",
+            shape=(size,),
+            initializer="zeros",
+            regularizer=layer.bias_regularizer,
+            constraint=layer.bias_constraint,
+        )
