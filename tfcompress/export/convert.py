@@ -1,0 +1,339 @@
+"""The two calls people make: one file, or several precisions from one float conversion."""
+
+import dataclasses
+import pathlib
+import tempfile
+import time
+
+from tfcompress.errors import CompressionError
+from tfcompress.export import boundary as ends
+from tfcompress.export import halffloat, quantize, ranges, targets
+from tfcompress.export import sparse as sparsity
+from tfcompress.export.flatbuffer import Graph
+from tfcompress.export.match import file_weights
+from tfcompress.export.normalise import without_inputs
+from tfcompress.export.ranges import Trained
+from tfcompress.export.readback import Expected
+from tfcompress.export.repair import repair
+from tfcompress.export.reports import ExportReport
+from tfcompress.export.session import FloatFile, Session
+from tfcompress.export.targets import Target
+from tfcompress.export.verify import verify as verify_file
+from tfcompress.export.versions import set_versions
+from tfcompress.export.worker import Worker, WorkerError, shared
+from tfcompress.files import write_bytes
+from tfcompress.record import Range, Record
+
+_INTEGER = ("int8", "int16x8", "int4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What one file is asked to be; the names are those of `tflite`."""
+
+    precision: str
+    boundary: str
+    target: Target
+    strict: bool
+    sparse: bool
+    percentile: float | None
+    per_tensor_dense: bool
+
+
+@dataclasses.dataclass
+class Built:
+    """A finished file before it is written."""
+
+    data: bytes
+    source: FloatFile
+    prepended: bool
+    trained: Trained
+    expected: Expected
+    ranges: dict[str, int]
+    weights: dict[str, int]
+    calibrated: list[str]
+    notes: list[str]
+
+
+def tflite(model, path, precision: str = "float32", **options) -> ExportReport:
+    """Write a Keras model as a verified .tflite file.
+
+    Args:
+        model: a built Keras model: plain, attached (its trained grids and ranges arrive in the file), or finalized.
+        path: the file to write; nothing is written unless verification passes.
+        precision: "float32", "float16" (weights), "dynamic" (8-bit weights), "int8", "int16x8" (16-bit activations) or
+            "int4" (4-bit weights where the runtime has them).
+        options: as for `convert`.
+
+    Returns:
+        An `ExportReport` with a `VerifyReport` in it; it prints unless verbose=0.
+
+    Raises:
+        CompressionError: the model, the data or the target forbids it; the message says what to do.
+
+    Example:
+        >>> report = tflite(model, "model.tflite", "int8", calibration=x_train[:200])   # doctest: +SKIP
+    """
+    return convert(model, {path: precision}, **options)[path]
+
+
+def convert(
+    model,
+    files: dict,
+    *,
+    calibration=None,
+    boundary: str = "float32",
+    batch: int = 1,
+    target: str = "xnnpack",
+    samples=None,
+    record: Record | None = None,
+    normalisation=None,
+    strict: bool = True,
+    sparse: bool = False,
+    verify: bool = True,
+    simulated=None,
+    percentile: float | None = None,
+    per_tensor_dense: bool | None = None,
+    custom_ops: bool = False,
+    timeout: float = 600.0,
+    worker: Worker | None = None,
+    verbose: int = 1,
+) -> dict:
+    """Write several files of one model from one float conversion.
+
+    Args:
+        model: a built Keras model. files: {path: precision}.
+        calibration: typical inputs, samples first: an array, a list or dict of arrays, or batches; needed for integer
+            activations that have no trained range. At most a few hundred samples pay.
+        boundary: type of the ends of integer files: "float32", "int8", "uint8", "int16" (int16x8 only); float files keep
+            float32. batch: the fixed batch size.
+        target: whose rules the files obey: "xnnpack", "gpu", "nnapi", "edgetpu", "tflm", "tflm-legacy".
+        samples: inputs for verification and matching; by default the calibration data.
+        record: trained grids and ranges, by default those on the model.
+        normalisation: (mean, std) of the pixels 0..255 that the model was trained on as (x - mean) / std, or
+            {input: (mean, std)}; the file then takes raw pixels.
+        strict: whether a trained range or weight that the file cannot hold is an error, or calibrated with a note.
+        sparse: store weights that are mostly zeros as positions and values. verify: run the files before writing them.
+        simulated: the simulated network (a function or outputs on the samples) that integer files are compared with; by
+            default the attached model, else the float model.
+        percentile: calibrate by this percentile (e.g. 99.99) instead of the extremes.
+        per_tensor_dense: one scale for each dense weight; by default what the target needs.
+        custom_ops: allow custom operators. timeout: seconds that a conversion may take. worker: the converter process.
+        verbose: 0 prints nothing.
+
+    Returns:
+        {path: ExportReport}.
+
+    Raises:
+        CompressionError: see `tflite`.
+    """
+    preset = targets.target_of(target)
+    plans = {}
+    for path, precision in files.items():
+        own = boundary if precision in _INTEGER else "float32"
+        targets.check_request(preset, precision, own)
+        per_tensor = preset.per_tensor_dense if per_tensor_dense is None else per_tensor_dense
+        plans[path] = Options(precision, own, preset, strict, sparse, percentile, per_tensor)
+        if sparse:
+            sparsity.check_offered(precision)
+    session = Session(
+        model,
+        record=record,
+        samples=samples,
+        calibration=calibration,
+        batch=batch,
+        normalisation=normalisation,
+        worker=worker or shared(),
+        timeout=timeout,
+        custom_ops=custom_ops,
+    )
+    reports = {}
+    for path, options in plans.items():
+        start = time.perf_counter()
+        built = _build(session, options)
+        reports[path] = _finish(session, path, options, built, verify, simulated, time.perf_counter() - start)
+        if verbose:
+            _show(reports[path])
+    return reports
+
+
+def _build(session: Session, options: Options) -> Built:
+    """The bytes of one file, run once in the worker; a file that the repair pass breaks is made again without it."""
+    build = _integer if options.precision in _INTEGER else _floating
+    built = build(session, options, True)
+    problem = _smoke(session, built.data)
+    if problem and options.precision in _INTEGER:
+        again = build(session, options, False)
+        if not _smoke(session, again.data):
+            again.notes.append(f"operators unknown to litert-quantizer stay float: integer forms of them do not run ({problem})")
+            built, problem = again, None
+    if problem:
+        raise CompressionError(f"The {options.precision} file does not run: {problem}")
+    if options.sparse:
+        dense = len(built.data)
+        built.data, names = sparsity.sparsify(built.data)
+        built.notes.append(f"{len(names)} weights stored sparse: {len(built.data):,} bytes, {dense:,} dense; no faster on x86")
+        built.notes += [f"not on XNNPACK's sparse kernels on Arm: {reason}" for reason in sparsity.arm_rules(built.data)[:3]]
+        problem = _smoke(session, built.data)
+        if problem:
+            raise CompressionError(f"sparse=True is not possible for this {options.precision} file: {problem}")
+    return built
+
+
+def _smoke(session: Session, data: bytes) -> str | None:
+    """Why the file does not run on zeros with the default delegate, tried in the worker, which may die of it."""
+    with tempfile.TemporaryDirectory(prefix="tfcompress-") as scratch:
+        path = pathlib.Path(scratch, "model.tflite")
+        path.write_bytes(data)
+        try:
+            session.worker.request("smoke", session.timeout, path=str(path), delegate=True)
+        except WorkerError as error:
+            return str(error)
+    return None
+
+
+def _floating(session: Session, options: Options, _repair: bool) -> Built:
+    source = session.float_file(False, bool(session.normalisation))
+    trained, data = Trained(), source.data
+    expected = Expected({}, {})
+    if options.precision == "float16":
+        data = halffloat.halve(data)
+    elif options.precision == "dynamic":
+        only_weights = Record(session.record.weights, {})
+        trained = ranges.locate(source.graph, source.model, only_weights, source.operations, options.strict)
+        graph = Graph(quantize.dynamic(data, trained, options.per_tensor_dense))
+        quantize.seal(graph, source.graph, {}, trained)
+        set_versions(graph)
+        data = graph.to_bytes()
+        expected = _expected(source.graph, graph, {}, trained)
+    weights = {"trained": len(expected.weights)}
+    return Built(data, source, bool(session.normalisation), trained, expected, {}, weights, [], list(trained.notes))
+
+
+def _integer(session: Session, options: Options, collapse: bool) -> Built:
+    bits = 16 if options.precision == "int16x8" else 8
+    folds = bool(session.normalisation) and session.normalisation.foldable() and options.boundary in ("int8", "uint8")
+    prepended = bool(session.normalisation) and not folds
+    unrolled = session.recurrent()
+    source = session.float_file(unrolled, prepended)
+    notes = ["recurrent layers are unrolled: the converter's loop has no integer form"] if unrolled else []
+    fed, more = session.normalisation.input_ranges() if folds else ({}, [])
+    trained = ranges.locate(source.graph, source.model, session.record, source.operations, options.strict)
+    for name, value in fed.items():
+        # Without a trained range the raw pixels' range is the input's own, and no conversion is needed.
+        trained.ranges.setdefault(name, (name, value))
+    plan, calibrated = _ranges(session, options, source, trained, unrolled, prepended, bits)
+    narrow = _narrow(source.graph, trained, session.record) if options.precision == "int4" else set()
+    graph = Graph(quantize.static(source.data, plan, trained, bits, options.per_tensor_dense, narrow))
+    repair(graph, collapse)
+    quantize.seal(graph, source.graph, plan, trained)
+    ends.set_boundary(graph, options.boundary, fed)
+    data = graph.to_bytes()
+    known = {name: plan[name] for name in trained.ranges if name in plan}
+    expected = _expected(source.graph, graph, known, trained)
+    counts = {"trained": len(known), "calibrated": len(calibrated), "fixed or tied": len(plan) - len(known) - len(calibrated)}
+    products = [w for w in file_weights(source.graph) if w.axis is not None]
+    weights = {"trained": len(expected.weights), "by extremes": sum(source.graph.name(w.tensor) not in trained.scales for w in products)}
+    listed = [source.layers.get(name, name) for name in calibrated] if session.record.outputs else []
+    return Built(data, source, prepended, trained, expected, counts, weights, list(dict.fromkeys(listed)), notes + more + trained.notes)
+
+
+def _ranges(session, options, source: FloatFile, trained: Trained, unrolled, prepended, bits) -> tuple[dict[str, Range], list[str]]:
+    """One range an activation, with calibration where something is left to calibrate."""
+    have_data = session.calibration is not None or (bool(session.record.outputs) and session.has_samples)
+    if not have_data:
+        _, missing = ranges.spread(source.graph, trained, ranges.Statistics({}, {}, 0), bits, options.strict)
+        if missing:
+            known = ", ".join(dict.fromkeys(source.layers.get(name, name) for name in missing[:5]))
+            raise CompressionError(
+                f"precision={options.precision!r} needs calibration data for {len(missing)} activations without a trained range "
+                f"({known}, ...). Pass calibration=x[:200], inputs as the model is used with."
+            )
+        seen = ranges.Statistics({}, {}, 0)
+    else:
+        seen = session.statistics(unrolled, prepended, options.percentile)
+    return ranges.spread(source.graph, trained, seen, bits, options.strict)
+
+
+def _narrow(graph: Graph, trained: Trained, record: Record) -> set[str]:
+    """The weights to be stored in 4 bits: all that the runtime has a kernel for, and whose grid fits where one was trained."""
+    able = {graph.name(int(op.inputs[1])) for op in graph.operators if graph.kind(op) in quantize.NARROW}
+    able = {name for name in able if graph.is_constant(graph.by_name()[name])}
+    wide = {name for name in able if name in trained.scales and (trained.scales[name][1].high > 7 or trained.scales[name][1].low < -8)}
+    if not able - wide:
+        reason = "its grids hold codes up to 127; train it with 4 bits" if wide else "it has no CONV_2D or FULLY_CONNECTED weight"
+        raise CompressionError(f"precision='int4' has nothing to store in 4 bits in this model: {reason}, or export int8.")
+    return able - wide
+
+
+def _expected(float_graph: Graph, graph: Graph, known: dict[str, Range], trained: Trained) -> Expected:
+    """What the finished file has to hold: every trained range, and every trained weight that it stores as integers."""
+    weights = {}
+    places = graph.by_name()
+    for weight in file_weights(float_graph):
+        name = float_graph.name(weight.tensor)
+        if name in trained.scales and name in places:
+            source, grid, scales = trained.scales[name]
+            weights[name] = (source, grid, scales, weight.values)
+    return Expected(known, weights)
+
+
+def _finish(session: Session, path, options: Options, built: Built, check: bool, simulated, seconds: float) -> ExportReport:
+    report = ExportReport(
+        path=str(path),
+        precision=options.precision,
+        boundary=options.boundary,
+        target=options.target.name,
+        batch=session.batch,
+        meaning=targets.MEANING[options.precision],
+        size=len(built.data),
+        ranges=built.ranges,
+        weights=built.weights,
+        calibrated=built.calibrated,
+        fallbacks=list(session.fallbacks),
+        notes=session.notes + built.notes,
+        seconds={**session.seconds, "this file": seconds},
+    )
+    if check:
+        start = time.perf_counter()
+        report.verification = _verified(session, path, options, built, simulated)
+        report.seconds["verification"] = time.perf_counter() - start
+        if options.strict and options.target.name == "xnnpack" and report.verification.runs.get("xnnpack") != "ok":
+            raise CompressionError(f"{path} does not run with XNNPACK: {report.verification.runs['xnnpack']} strict=False writes it anyway.")
+    write_bytes(path, built.data)
+    return report
+
+
+def _verified(session: Session, path, options: Options, built: Built, simulated):
+    integer = options.precision in _INTEGER
+    reference, name = session.plain, "the float Keras model"
+    if integer and simulated is not None:
+        reference, name = simulated, "the simulated network"
+    elif integer and session.attached is not None and session.record:
+        reference, name = session.attached, "the simulated network (the attached model)"
+    feed = session.normalisation.raw if built.prepended else None
+    # A sparse file's weights are read back before they are made sparse; their bytes are the same numbers.
+    expected = None if options.sparse else built.expected
+    report = verify_file(
+        built.data,
+        reference,
+        dict(zip((p.name for p in session.ports.inputs), session.samples, strict=True)) if feed is None else session.samples,
+        compared_with=name,
+        target=options.target.name,
+        expected=expected,
+        float_file=built.source.data,
+        layers=built.source.layers,
+        origins=built.source.origins,
+        feed=feed,
+        worker=session.worker,
+    )
+    report.path = str(path)
+    if options.per_tensor_dense and integer and report.max_error > 0.1:
+        report.warnings.append("the largest error is above 10 % of the range; one scale a dense weight may be too coarse for this model")
+    return report
+
+
+def _show(report: ExportReport) -> None:
+    from rich.console import Console
+
+    Console().print(report)

@@ -1,0 +1,71 @@
+"""Reading scales, zero points and codes back from a file and comparing them with what was trained."""
+
+import dataclasses
+
+import numpy as np
+
+from tfcompress.export.flatbuffer import Graph
+from tfcompress.record import Grid, Range
+
+
+@dataclasses.dataclass
+class Expected:
+    """What a file has to hold.
+
+    Args:
+        ranges: {tensor: range}, trained or fixed. weights: {tensor: (the record's name, its grid, one scale a channel of
+            the file or one, the float values)}.
+    """
+
+    ranges: dict[str, Range]
+    weights: dict[str, tuple[str, Grid, np.ndarray, np.ndarray]]
+
+
+def read_back(graph: Graph, expected: Expected) -> tuple[list[str], dict[str, int]]:
+    """Compare a file with what it has to hold, bit for bit.
+
+    Returns:
+        What differs, in words, and {"ranges", "weights": how many were compared and equal}.
+    """
+    found: list[str] = []
+    places = graph.by_name()
+    counts = {"ranges": 0, "weights": 0}
+    for name, wanted in expected.ranges.items():
+        tensor = places.get(f"{name}/int{wanted.bits}", places.get(name))
+        if tensor is None:
+            continue  # folded away behind the float file, e.g. between two operators that were fused
+        q = graph.tensors[tensor].quantization
+        if q is None or q.scale is None or not len(q.scale):
+            found.append(f"tensor {name} stayed float, and a range was trained for it")
+        elif np.float32(q.scale[0]) != np.float32(wanted.scale) or int(q.zeroPoint[0]) != wanted.zero_point:
+            found.append(f"tensor {name} has scale {q.scale[0]!r}, zero point {q.zeroPoint[0]}; trained: {wanted.scale!r}, {wanted.zero_point}")
+        else:
+            counts["ranges"] += 1
+    for name, (source, grid, scales, values) in expected.weights.items():
+        problem = _weight(graph, places.get(name), grid, scales, values)
+        if problem:
+            found.append(f"weight {source} ({name}): {problem}")
+        else:
+            counts["weights"] += 1
+    return found, counts
+
+
+def _weight(graph: Graph, tensor: int | None, grid: Grid, scales: np.ndarray, values: np.ndarray) -> str | None:
+    if tensor is None:
+        return "is not in the file"
+    q = graph.tensors[tensor].quantization
+    codes = graph.constant(tensor)
+    if codes is None or codes.dtype.kind != "i" or q is None or q.scale is None:
+        return "stayed float"
+    stored = np.asarray(q.scale, np.float32)
+    if len(stored) == 1 and len(scales) > 1:
+        scales = scales[:1]
+    if stored.shape != scales.shape or (stored != scales.astype(np.float32)).any():
+        return f"its scales differ from the trained ones by up to {np.abs(stored - scales[: len(stored)]).max():.3g}"
+    axis = int(q.quantizedDimension)
+    shape = [-1 if i == axis and len(scales) > 1 else 1 for i in range(codes.ndim)]
+    wanted = np.rint(values.astype(np.float64) / scales.astype(np.float64).reshape(shape))
+    wrong = int((codes != wanted).sum())
+    if wrong or np.abs(codes.astype(int)).max(initial=0) > max(-grid.low, grid.high):
+        return f"{wrong} of {codes.size} codes differ from the trained ones"
+    return None
