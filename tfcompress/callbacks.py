@@ -8,7 +8,7 @@ import numpy as np
 from tfcompress import carriers
 from tfcompress.errors import CompressionError
 from tfcompress.method import clock
-from tfcompress.parametrization import Chain, Parametrization, chains
+from tfcompress.parametrization import Chain, Parametrization, chains, has_pending
 
 
 class Compression(keras.callbacks.Callback):
@@ -42,8 +42,7 @@ class Compression(keras.callbacks.Callback):
         self.per_layer, self.log_dir, self.verbose = per_layer, log_dir, verbose
         self._chains: list[tuple[str, Chain]] = []
         self._now = 0
-        self._left_over = 0  # batches of an accumulation that is not complete
-        self._batches = 0
+        self._counted = 0  # updates of the optimizer that have been seen
         if model is not None:
             self.set_model(model)
             self.begin()
@@ -53,7 +52,13 @@ class Compression(keras.callbacks.Callback):
         carriers.carry_all(self.model)
         self._clock = clock(self.model)
         self._chains = chains(self.model)
-        if not self._chains and not getattr(type(self.model), "_tfcompress_attached", False):
+        # On TensorFlow a model without input shapes is built inside its first training step, and so are its chains.
+        self._waits_for_build = has_pending(self.model)
+        if (
+            not self._chains
+            and not self._waits_for_build
+            and not getattr(type(self.model), "_tfcompress_attached", False)
+        ):
             raise CompressionError(
                 f"Nothing is attached to model {self.model.name!r}. Train the model that tfcompress.apply returned "
                 "(it is a copy), or leave Compression() out."
@@ -61,7 +66,7 @@ class Compression(keras.callbacks.Callback):
         for _, chain in self._chains:
             chain.initialize()
         self._now = int(keras.ops.convert_to_numpy(self._clock.value)) if self._clock is not None else 0
-        self._groups: dict[type, list[Parametrization]] = {}
+        self._groups: dict[type[Parametrization], list[Parametrization]] = {}
         for _, chain in self._chains:
             for link in chain.links:
                 if type(link).update is not Parametrization.update or "update_group" in type(link).__dict__:
@@ -96,7 +101,7 @@ class Compression(keras.callbacks.Callback):
             self.model.jax_state_sync()
 
     def on_train_begin(self, logs=None):
-        self._left_over = 0
+        self._first = self._counted = self._updates()
         self.begin()
         self._warn_if_too_short((self.params or {}).get("steps"))
 
@@ -119,19 +124,23 @@ class Compression(keras.callbacks.Callback):
     def _accumulation(self) -> int:
         return int(getattr(self.model.optimizer, "gradient_accumulation_steps", None) or 1)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._batches = 0
-
     def on_train_batch_end(self, batch, logs=None):
-        executed, self._batches = batch + 1 - self._batches, batch + 1
-        updates, self._left_over = divmod(self._left_over + executed, self._accumulation())
+        updates = self._updates() - self._counted
         if updates:
-            self._sync()
+            self._counted += updates
+            if self._waits_for_build:
+                self.begin()
             self.step(updates)
+
+    def _updates(self) -> int:
+        """The updates that the optimizer has made: batches are not, under accumulation or several steps an execution."""
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        self._sync()
+        return int(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(optimizer.iterations)))
 
     def on_epoch_end(self, epoch, logs=None):
         if (self.params or {}).get("steps") is None and epoch == 0:
-            self._warn_if_too_short(self._batches)
+            self._warn_if_too_short((self._counted - self._first) * self._accumulation())
         self._sync()
         figures = self.figures()
         means: dict[str, list[float]] = {}

@@ -10,6 +10,8 @@ Requirements that the mechanism meets:
   variables are what they were.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -17,6 +19,7 @@ from tfcompress import _keras_compat, select
 from tfcompress.configurable import Configurable
 from tfcompress.errors import CompressionError, nearest
 from tfcompress.record import Grid
+from tfcompress.schedules import Schedule
 
 STATE = "_tfcompress"
 
@@ -50,7 +53,7 @@ class Parametrization(Configurable):
     source = False
     keeps_grid = False
     papers: tuple[int, ...] = ()
-    layer = None
+    layer: Any = None
     weight: str = ""
     shape: tuple[int, ...] = ()
     start = 0
@@ -77,7 +80,7 @@ class Parametrization(Configurable):
 
     @classmethod
     def update_group(cls, members: list["Parametrization"], steps: list[int]) -> None:
-        """Update all attached parametrizations of this class at once; override where one call is cheaper than many."""
+        """Update all attached ones of this class at once; override where one call is cheaper than many."""
         for member, step in zip(members, steps, strict=True):
             member.update(step)
 
@@ -93,9 +96,14 @@ class Parametrization(Configurable):
         """Figures to log at the end of an epoch, by short name."""
         return {}
 
-    def schedules(self) -> list[tuple[str, "object"]]:
+    def schedules(self) -> list[tuple[str, Schedule]]:
         """(argument's name, schedule) of what changes over training, to compare with its length."""
         return []
+
+    @property
+    def chain(self) -> "Chain":
+        """The chain that this link is part of."""
+        return state(self.layer).chains[self.weight]
 
     @property
     def where(self) -> str:
@@ -342,8 +350,8 @@ class State:
             variables.sort(key=lambda v: rank.get(id(v), len(rank)))
 
 
-def state(layer) -> State | None:
-    """The state of a swapped layer, or None."""
+def state(layer) -> Any:
+    """The `State` of a swapped layer, or None."""
     return layer.__dict__.get(STATE)
 
 
@@ -361,6 +369,12 @@ def chains(model) -> list[tuple[str, Chain]]:
         if own:
             found += [(f"{path}.{name}", c) for name, c in own.chains.items()]
     return found
+
+
+def has_pending(model) -> bool:
+    """Whether something waits for a layer of the model to be built."""
+    layers = [model, *(layer for _, layer in select.layers(model))]
+    return any(state(layer) and (state(layer).pending or state(layer).carried) for layer in layers)
 
 
 def is_parametrized(layer, weight: str | None = None) -> bool:

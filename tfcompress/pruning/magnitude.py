@@ -1,5 +1,7 @@
 """[11] Learning both Weights and Connections for Efficient Neural Networks (Han, Pool, Tran, Dally, 2015)."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -47,8 +49,8 @@ class MagnitudeMask(Mask):
             raise CompressionError(f"`scope` must be 'layer' or 'global'; received {scope!r}.")
         if int(frequency) < 1:
             raise CompressionError(f"`frequency` must be at least 1 step; received {frequency}.")
-        self.sparsity = None if sparsity is None else schedules.fraction(sparsity, "sparsity")
-        self.quality = None if quality is None else schedules.get(quality)
+        self.sparsity: Any = None if sparsity is None else schedules.fraction(sparsity, "sparsity")
+        self.quality: Any = None if quality is None else schedules.get(quality)
         self.frequency, self.scope = int(frequency), scope
 
     def initialize(self, value):
@@ -70,9 +72,9 @@ class MagnitudeMask(Mask):
 
     def live_after(self, value: np.ndarray, step: int) -> int:
         """How many weights the schedule leaves at a step."""
-        if self.sparsity is not None:
-            return value.size - round(self.sparsity(step) * value.size)
-        return int((np.abs(value) > self.quality(step) * value.std()).sum())
+        if self.quality is not None:
+            return int((np.abs(value) > self.quality(step) * value.std()).sum())
+        return value.size - round(self.sparsity(step) * value.size)
 
     def update_from(self, value: np.ndarray, step: int) -> None:
         """Cut to what the schedule says at `step`, by the weights `value`."""
@@ -105,9 +107,7 @@ class MagnitudeMask(Mask):
 
     def _before(self) -> np.ndarray:
         """The weight that the mask acts on."""
-        from tfcompress.parametrization import chain
-
-        own = chain(self.layer, self.weight)
+        own = self.chain
         index = own.links.index(self)
         return _keras_compat.read(own.raw) if index == 0 else own.dense(index)
 
