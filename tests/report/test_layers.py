@@ -36,11 +36,6 @@ def test_bits_are_those_of_the_trained_grid():
     assert [(row.bits, row.bytes) for row in layers(model, record)] == [(8, 24), (2, 3)]
 
 
-def test_half_precision_weights_are_counted_as_such():
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, name="a", dtype="bfloat16")])
-    assert [(row.bits, row.bytes) for row in layers(model)] == [(16, 48)]
-
-
 def test_an_attached_model_shows_its_effective_weights():
     model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10, name="a")])
     small = tfcompress.apply(model, pruning.Magnitude(sparsity=0.8), verbose=0)

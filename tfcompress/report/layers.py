@@ -3,10 +3,8 @@
 import math
 
 import keras
-import numpy as np
 
-from tfcompress import select
-from tfcompress.parametrization import chains
+from tfcompress import cost, select
 from tfcompress.record import ATTRIBUTE, Record
 from tfcompress.report.rows import Layer
 
@@ -15,12 +13,15 @@ def layers(model, record: Record | None = None, notes: dict[str, str] | None = N
     """Describe the kernels of a built model: one row a kernel, biases and normalizations left out.
 
     A layer of one kernel is a row of the layer's path; with several, "path.kernel_name". Effective weights are read,
-    masks and grids applied. Bits are those of the integer grid where `record` has one, else those of the weight's type.
+    masks and grids applied. Bits are those of the integer grid where `record` (or what is attached) has one, else 32.
 
     Args:
         model: a built Keras model, attached or finalized.
         record: the grids that training left; by default the one that the model carries.
         notes: {layer path: sentence}, e.g. why a layer was kept float.
+
+    Raises:
+        CompressionError: the model cannot be counted; see `tfcompress.cost.count`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="out", kernel_initializer="ones")])
@@ -28,37 +29,33 @@ def layers(model, record: Record | None = None, notes: dict[str, str] | None = N
         >>> row.name, row.parameters, row.nonzeros, row.distinct, row.bits, row.bytes
         ('out', 6, 6, 1, 32, 24)
     """
-    record = record or getattr(model, ATTRIBUTE, None) or Record()
-    attached = dict(chains(model))
+    grids = (record or getattr(model, ATTRIBUTE, None) or Record()).weights
+
+    def width(path: str, name: str) -> int | None:
+        grid = grids.get(f"{path}.{name}")
+        return None if grid is None else math.ceil(math.log2(grid.high - grid.low + 1))
+
+    by_path = dict(select.layers(model))
     rows = []
-    for path, layer in select.layers(model):
-        if not layer.built:
-            continue
-        # A kernel that comes from a parametrization's own variables is no variable of the layer any more.
-        made = [key.rsplit(".", 1)[1] for key in attached if key.rsplit(".", 1)[0] == path]
-        kernels = list(dict.fromkeys([*select.kernel_names(layer), *made]))
-        for name in kernels:
-            label, key = path if len(kernels) == 1 else f"{path}.{name}", f"{path}.{name}"
-            grid = record.weights.get(key) or (attached[key].grid() if key in attached else None)
-            values = keras.ops.convert_to_numpy(getattr(layer, name))
-            rows.append(_row(label, type(layer).__name__, values, grid, (notes or {}).get(path, "")))
+    for counted in cost.count(model, bits=width).layers:
+        kernels = [weight for weight in counted.weights if weight.is_kernel and "bias" not in weight.name]
+        for weight in kernels:
+            # The layer's attribute is the effective weight; a variable that no attribute names has no range here.
+            seen = getattr(by_path.get(counted.path), weight.name, None)
+            values = None if seen is None else keras.ops.convert_to_numpy(seen)
+            rows.append(
+                Layer(
+                    name=counted.path if len(kernels) == 1 else f"{counted.path}.{weight.name}",
+                    kind=counted.kind,
+                    shape=weight.shape,
+                    parameters=weight.parameters,
+                    nonzeros=weight.nonzeros,
+                    distinct=weight.distinct,
+                    bits=weight.bits,
+                    bytes=weight.bytes,
+                    minimum=None if values is None or not values.size else float(values.min()),
+                    maximum=None if values is None or not values.size else float(values.max()),
+                    note=(notes or {}).get(counted.path, ""),
+                )
+            )
     return tuple(rows)
-
-
-def _row(label: str, kind: str, values: np.ndarray, grid, note: str) -> Layer:
-    bits = values.dtype.itemsize * 8 if grid is None else math.ceil(math.log2(grid.high - grid.low + 1))
-    # bfloat16 and the like are no NumPy types of their own, so count on what all of them convert to.
-    values = np.asarray(values, np.float32)
-    return Layer(
-        name=label,
-        kind=kind,
-        shape=values.shape,
-        parameters=values.size,
-        nonzeros=int(np.count_nonzero(values)),
-        distinct=len(np.unique(values)),
-        bits=bits,
-        bytes=math.ceil(values.size * bits / 8),
-        minimum=float(values.min()) if values.size else None,
-        maximum=float(values.max()) if values.size else None,
-        note=note,
-    )
