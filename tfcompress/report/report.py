@@ -10,6 +10,7 @@ from typing import Any
 from tfcompress.errors import CompressionError, nearest
 from tfcompress.files import replacing
 from tfcompress.report.bench import read_bench
+from tfcompress.report.reading import from_export, from_pack
 from tfcompress.report.rows import Energy, Latency, Layer, Modelled, Row, Verification
 
 SCHEMA_FILE = pathlib.Path(__file__).with_name("report.schema.json")
@@ -60,17 +61,29 @@ class Report:
         layers: list[Layer] | tuple[Layer, ...] = (),
         verification: Verification | None = None,
         notes: list[str] | tuple[str, ...] = (),
+        export: Any = None,
+        packed: Any = None,
         **figures: Any,
     ) -> Row:
         """Add a variant, and return its row.
 
         Args:
-            name: unique name of the variant. The others are the fields of `Row`; one latency or energy may stand
-                without a list.
+            name: unique name of the variant. export: an `ExportReport` or `VerifyReport`, which gives the file's name,
+                bytes, multiply-accumulates and verification. packed: a `PackReport`, which gives the packed bytes; both
+                also as their dictionaries. The others are the fields of `Row`, and win over these two; one latency or
+                energy may stand without a list.
 
         Raises:
             CompressionError: a figure does not exist or cannot be right (twice the same name, an accuracy above 1).
         """
+        read = {
+            **(from_export(export) if export is not None else {}),
+            **(from_pack(packed) if packed is not None else {}),
+        }
+        notes = (*read.pop("notes", ()), *notes)
+        read_verification = read.pop("verification", None)
+        verification = verification or read_verification
+        figures = {**read, **figures}
         known = [field.name for field in dataclasses.fields(Row)]
         for figure in figures:
             if figure not in known:
