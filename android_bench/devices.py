@@ -35,7 +35,10 @@ class Device(Protocol):
         """Run the samples and compare (see samples.check)."""
 
     def measure(self, path: str, case: Case, settings: Settings) -> dict[str, Any]:
-        """One block: a fresh process that warms up and runs; its raw times and memory."""
+        """One block: a fresh process that warms up and runs; its raw times and memory as in the record's blocks.
+
+        "delegated" may be among them where only the run itself tells what the accelerator took.
+        """
 
     def profile(self, path: str, case: Case, runs: int) -> dict[str, Any]:
         """Time per operator, never mixed with a measured block."""

@@ -60,9 +60,10 @@ def _judge(case: dict[str, Any], runs: list[parsers.ProcessRun], asked: str) -> 
             f"a debug build was measured ({debug[:120]}); it can be 10 to 50 times slower than what users get"
         )
         return
-    if not any(run.run for run in runs):
-        case["status"], case["reason"] = "failed", "the log holds no timed run"
-        return
+    for number, run in enumerate(runs, start=1):
+        if run.run is None or (run.run.median is None and run.run.avg is None):
+            case["status"], case["reason"] = "failed", f"process {number} of {len(runs)} printed no timed run"
+            return
     for run in runs:
         found = run.delegations.get(asked) or run.delegations.get("any")
         reason, flags = judge.delegated(asked, found)

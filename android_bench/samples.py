@@ -1,5 +1,6 @@
 """Samples that a file must still answer rightly: an NPZ of inputs, and of the outputs that are expected."""
 
+import io
 import pathlib
 from typing import Any
 
@@ -35,6 +36,10 @@ class Tensors:
                 if tensor in (detail["index"], detail["name"]):
                     self.names[alias] = position
 
+    def label(self, position: int) -> str:
+        """The shortest name of a tensor, which is the signature's where there is one."""
+        return min((name for name, at in self.names.items() if at == position), key=len)
+
     def find(self, key: str) -> int | None:
         """Position of the tensor of this name, "input:name" and "output:name" included."""
         side, _, rest = key.partition(":")
@@ -61,7 +66,8 @@ def load(path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # From memory: NumPy leaves a damaged file open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UsageError(f"{path} holds one array; write an .npz with named arrays (numpy.savez).")
             return {key: archive[key] for key in archive.files}
@@ -94,9 +100,9 @@ def assign(arrays: dict[str, np.ndarray], inputs: Tensors, outputs: Tensors) -> 
         if position in target:
             raise UsageError(f"The samples name the same tensor twice; the second time as {key!r}.")
         target[position] = array
-    for position, detail in enumerate(inputs.details):
+    for position in range(len(inputs.details)):
         if position not in given:
-            raise UsageError(f"The samples hold nothing for the input {detail['name']!r}.")
+            raise UsageError(f"The samples hold nothing for the input {inputs.label(position)!r}.")
     return given, expected
 
 
@@ -137,7 +143,7 @@ def compare(got: np.ndarray, expected: np.ndarray, detail: dict, tolerance: floa
         tolerance: largest error that is allowed; None for 1e-3, or two steps of an integer output.
 
     Returns:
-        {"name", "max_error", "mean_error", "top1_agreement" (None for one value), "tolerance", "passed"}.
+        {"max_error", "mean_error", "top1_agreement" (None for one value), "tolerance", "passed"}.
     """
     scale, zero = detail["quantization"]
     quantized = scale != 0 and np.issubdtype(got.dtype, np.integer)
@@ -148,14 +154,14 @@ def compare(got: np.ndarray, expected: np.ndarray, detail: dict, tolerance: floa
         wanted = expected.astype(np.float64)
     if tolerance is None:
         tolerance = float(STEPS_TOLERANCE * scale * (1 + 1e-6)) if quantized else FLOAT_TOLERANCE
-    error = np.abs(real - wanted)
+    with np.errstate(invalid="ignore"):  # infinity less infinity; it does not pass
+        error = np.abs(real - wanted)
     worst = float(error.max()) if error.size else 0.0
     finite = bool(np.all(np.isfinite(real)))
     top1 = None
     if real.ndim > 1 and real.shape[-1] > 1:
         top1 = float(np.mean(real.argmax(-1) == wanted.argmax(-1)))
     return {
-        "name": detail["name"],
         "max_error": worst if np.isfinite(worst) else None,
         "mean_error": float(error.mean()) if np.all(np.isfinite(error)) and error.size else None,
         "top1_agreement": top1,
@@ -173,7 +179,7 @@ def check(interpreter, arrays: dict[str, np.ndarray], tolerance: float | None = 
         tolerance: see `compare`.
 
     Returns:
-        {"samples", "outputs": [see `compare`], "compared", "passed"}. Without expected outputs, only finite outputs
+        {"samples", "outputs": [{"name"} and see `compare`], "compared", "passed"}. Without expected outputs, only finite outputs
         are asked for, and "compared" is False.
     """
     names_in, names_out = signature_of(interpreter)
@@ -201,9 +207,9 @@ def check(interpreter, arrays: dict[str, np.ndarray], tolerance: float | None = 
             wanted = wanted.reshape(produced.shape)
         except ValueError:
             raise UsageError(
-                f"The expected {detail['name']!r} has the shape {wanted.shape}; {count} samples give {produced.shape}."
+                f"The expected {outputs.label(position)!r} has the shape {wanted.shape}; {count} samples give {produced.shape}."
             ) from None
-        rows.append(compare(produced, wanted, detail, tolerance))
+        rows.append({"name": outputs.label(position)} | compare(produced, wanted, detail, tolerance))
     passed = finite and all(row["passed"] for row in rows)
     return {"samples": count, "outputs": rows, "compared": bool(rows), "passed": passed}
 

@@ -20,7 +20,7 @@ def run(
     files: str | pathlib.Path | Sequence[str | pathlib.Path],
     device: str | devices.Device = "host",
     *,
-    threads: Sequence[int] = (1,),
+    threads: int | Sequence[int] = (1,),
     accelerators: Sequence[str] = ("cpu",),
     check: str | pathlib.Path | None = None,
     tolerance: float | None = None,
@@ -58,7 +58,7 @@ def run(
     """
     paths = [str(path) for path in ([files] if isinstance(files, str | pathlib.Path) else files)]
     values = Settings.of(**settings)
-    grid = plan.cases(len(paths), list(threads), list(accelerators))
+    grid = plan.cases(len(paths), [threads] if isinstance(threads, int) else list(threads), list(accelerators))
     described = [describe_model(path) for path in paths]
     if len(set(paths)) != len(paths):
         raise UsageError("The same file was given twice; a copy under another name is a way to measure the noise.")
@@ -112,13 +112,15 @@ class _Session:
         return self.record
 
     def _finish(self) -> None:
-        for index, case in enumerate(self.record.cases):
-            self.record.summarize(index)
-            if case["status"] == "pending" and case["latency"] is not None:
-                case["status"] = "ok"
-        self.record.data["finished"] = now()
-        self._save()
-        self.device.close()
+        try:
+            for index, case in enumerate(self.record.cases):
+                self.record.summarize(index)
+                if case["status"] == "pending" and case["latency"] is not None:
+                    case["status"] = "ok"
+            self.record.data["finished"] = now()
+            self._save()
+        finally:
+            self.device.close()
 
     def _save(self) -> None:
         if self.out is not None:
@@ -156,16 +158,19 @@ class _Session:
             elif reason := self.device.refuse(case):
                 self._stop(index, "refused", reason)
             else:
-                self._delegation(index, case)
+                self.record.cases[index]["delegated"] = self.record.files[case.file].get("delegated")
 
-    def _delegation(self, index: int, case: plan.Case) -> None:
-        found = self.record.files[case.file].get("delegated")
-        self.record.cases[index]["delegated"] = found
-        if found is None:
-            return
-        outcome = "none" if not found["nodes"] else "complete" if found["nodes"] == found["of"] else "partial"
-        reason, flags = judge.delegated(case.accelerator, judge.Delegation(outcome, **found))
-        self.record.cases[index]["flags"] += [dataclasses.asdict(flag) for flag in flags]
+    def _delegation(self, index: int, found: dict[str, int] | None) -> None:
+        """Note what the delegate took; an accelerator that did nothing is a failed case, not a slow one."""
+        case = self.record.cases[index]
+        case["delegated"] = found
+        taken = None
+        if found is not None:
+            outcome = "none" if not found["nodes"] else "complete" if found["nodes"] == found["of"] else "partial"
+            taken = judge.Delegation(outcome, **found)
+        reason, flags = judge.delegated(case["accelerator"], taken)
+        known = [flag["code"] for flag in case["flags"]]
+        case["flags"] += [dataclasses.asdict(flag) for flag in flags if flag.code not in known]
         if reason:
             self._stop(index, "failed", reason)
 
@@ -211,7 +216,10 @@ class _Session:
         entry: dict[str, Any] = {"round": block.round, "case": index, "status": "ok", "reason": None, "started": now()}
         entry["state_before"] = self.device.state()
         try:
-            entry |= self.device.measure(self.paths[grid[index].file], grid[index], self.settings)
+            measured = self.device.measure(self.paths[grid[index].file], grid[index], self.settings)
+            found = measured.pop("delegated", self.record.cases[index].get("delegated"))
+            entry |= measured
+            self._delegation(index, found)
         except BenchError as error:
             entry |= {"status": "failed", "reason": str(error)}
             self._stop(index, "failed", f"block {block.round + 1}: {error}")

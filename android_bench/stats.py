@@ -9,7 +9,7 @@ the Bootstrap).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from android_bench.errors import BenchError
 
 PERCENTILES = (5, 25, 75, 90, 95, 99)
 RESAMPLES = 2000
+_INNER = 500
+_BATCH = 500_000
 
 
 def median(times) -> float:
@@ -55,13 +57,32 @@ def _checked(blocks) -> list[np.ndarray]:
     return series
 
 
-def _stretches(block: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One circular moving-block resample of a series; the stretch grows with the cube root of the length."""
+def _stretches(block: np.ndarray, rng: np.random.Generator, times: int = 1) -> np.ndarray:
+    """Circular moving-block resamples of a series, (times, size); a stretch grows with the cube root of the size."""
     size = block.size
     length = max(1, round(size ** (1 / 3)))
-    starts = rng.integers(0, size, math.ceil(size / length))
-    index = (starts[:, None] + np.arange(length)).ravel()[:size] % size
+    starts = rng.integers(0, size, (times, math.ceil(size / length), 1))
+    index = (starts + np.arange(length)).reshape(times, -1)[:, :size] % size
     return block[index]
+
+
+def _resamples(series: list[np.ndarray], rng: np.random.Generator, times: int) -> Iterator[np.ndarray]:
+    """Resamples of processes and stretches, pooled, as arrays (some of the resamples, runs)."""
+    count, size = len(series), series[0].size
+    if any(block.size != size for block in series):
+        for _ in range(times):
+            yield np.concatenate([_stretches(series[i], rng)[0] for i in rng.integers(0, count, count)])[None]
+        return
+    # Blocks of one size can be drawn many at a time.
+    stacked = np.stack(series)
+    length = max(1, round(size ** (1 / 3)))
+    batch = max(1, _BATCH // (count * size))
+    for done in range(0, times, batch):
+        rows = min(batch, times - done)
+        chosen = rng.integers(0, count, (rows, count, 1))
+        starts = rng.integers(0, size, (rows, count, math.ceil(size / length), 1))
+        index = (starts + np.arange(length)).reshape(rows, count, -1)[:, :, :size] % size
+        yield stacked[chosen, index].reshape(rows, -1)
 
 
 def _tail(groups: int, level: float) -> float:
@@ -76,7 +97,7 @@ def _tail(groups: int, level: float) -> float:
 
 def bootstrap(
     blocks,
-    statistic: Callable[[np.ndarray], Sequence[float]],
+    statistic: Callable[[np.ndarray], Sequence[np.ndarray]],
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -85,28 +106,25 @@ def bootstrap(
 
     Args:
         blocks: one series of times a process, each in order of time; any unit.
-        statistic: function of the pooled times that returns one or more numbers.
+        statistic: function of pooled times (resamples, runs) that returns one or more arrays (resamples,).
         level: coverage, 0 to 1.
         resamples: how many resamples to draw.
         seed: of the resampling; the same seed gives the same interval.
 
     Returns:
-        (low, high) for each number that `statistic` returns. With one process the interval leaves out the variation
+        (low, high) for each array that `statistic` returns. With one process the interval leaves out the variation
         from process to process.
 
     Example:
         >>> blocks = [[10.0, 10.1, 9.9], [11.0, 11.1, 10.9], [10.4, 10.5, 10.6]]
-        >>> (low, high), = bootstrap(blocks, lambda x: [float(x.mean())])
+        >>> (low, high), = bootstrap(blocks, lambda x: [x.mean(-1)])
         >>> low < 10.5 < high
         True
     """
     series = _checked(blocks)
     rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(resamples):
-        chosen = rng.integers(0, len(series), len(series))
-        draws.append(statistic(np.concatenate([_stretches(series[i], rng) for i in chosen])))
-    return _bounds(np.asarray(draws, np.float64), len(series), level)
+    draws = [np.stack(statistic(pooled), axis=-1) for pooled in _resamples(series, rng, resamples)]
+    return _bounds(np.concatenate(draws), len(series), level)
 
 
 def _bounds(draws: np.ndarray, groups: int, level: float) -> list[tuple[float, float]]:
@@ -130,9 +148,9 @@ def summarize(blocks, level: float = 0.95, resamples: int = RESAMPLES, seed: int
     series = _checked(blocks)
     pooled = np.concatenate(series)
 
-    def headline(x: np.ndarray) -> list[float]:
-        middle, ninety = np.percentile(x, (50, 90))
-        return [middle, float(x.mean()), ninety]
+    def headline(x: np.ndarray) -> list[np.ndarray]:
+        middle, ninety = np.percentile(x, (50, 90), axis=-1)
+        return [middle, x.mean(-1), ninety]
 
     names = ("median", "mean", "p90")
     intervals = dict(zip(names, map(list, bootstrap(series, headline, level, resamples, seed)), strict=True))
@@ -165,7 +183,7 @@ def paired_ratio(
         (ratio, low, high); above 1 means that `second` is faster.
 
     Raises:
-        BenchError: the numbers of blocks differ, or a median is not above 0.
+        BenchError: the numbers of blocks differ, or a time is not above 0.
 
     Example:
         >>> ratio, low, high = paired_ratio([[20, 21], [30, 31], [24, 25]], [[10, 10], [15, 15.5], [12, 12.5]])
@@ -177,16 +195,9 @@ def paired_ratio(
         raise BenchError(f"Pairs need as many blocks of the one as of the other; there are {len(a)} and {len(b)}.")
     _positive(a + b)
     rng = np.random.default_rng(seed)
-
-    def estimate(pairs) -> float:
-        return float(np.mean([math.log(np.median(x) / np.median(y)) for x, y in pairs]))
-
-    draws = []
-    for _ in range(resamples):
-        chosen = rng.integers(0, len(a), len(a))
-        draws.append(estimate([(_stretches(a[i], rng), _stretches(b[i], rng)) for i in chosen]))
-    ((low, high),) = _bounds(np.asarray(draws), len(a), level)
-    return math.exp(estimate(zip(a, b, strict=True))), math.exp(low), math.exp(high)
+    inner = [_log_medians(x, rng) - _log_medians(y, rng) for x, y in zip(a, b, strict=True)]
+    ((low, high),) = _bounds(_mean_draws(inner, rng, resamples), len(a), level)
+    return math.exp(_center(a) - _center(b)), math.exp(low), math.exp(high)
 
 
 def ratio(first, second, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
@@ -198,18 +209,27 @@ def ratio(first, second, level: float = 0.95, resamples: int = RESAMPLES, seed: 
     a, b = _checked(first), _checked(second)
     _positive(a + b)
     rng = np.random.default_rng(seed)
+    sides = [_mean_draws([_log_medians(block, rng) for block in blocks], rng, resamples) for blocks in (a, b)]
+    ((low, high),) = _bounds(sides[0] - sides[1], min(len(a), len(b)), level)
+    return math.exp(_center(a) - _center(b)), math.exp(low), math.exp(high)
 
-    def middle(blocks: list[np.ndarray]) -> float:
-        return float(np.mean([math.log(np.median(x)) for x in blocks]))
 
-    def resampled(blocks: list[np.ndarray]) -> float:
-        return middle([_stretches(blocks[i], rng) for i in rng.integers(0, len(blocks), len(blocks))])
+def _center(blocks: list[np.ndarray]) -> float:
+    return float(np.mean([math.log(np.median(block)) for block in blocks]))
 
-    draws = np.asarray([resampled(a) - resampled(b) for _ in range(resamples)])
-    ((low, high),) = _bounds(draws, min(len(a), len(b)), level)
-    return math.exp(middle(a) - middle(b)), math.exp(low), math.exp(high)
+
+def _log_medians(block: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Logarithms of the medians of resamples of one block, from which the draws of the whole are taken."""
+    return np.log(np.median(_stretches(block, rng, _INNER), axis=-1))
+
+
+def _mean_draws(inner: list[np.ndarray], rng: np.random.Generator, times: int) -> np.ndarray:
+    """Means over resampled blocks, each with a random resample of its own runs."""
+    table = np.stack(inner)
+    rows = rng.integers(0, len(inner), (times, len(inner)))
+    return table[rows, rng.integers(0, table.shape[1], rows.shape)].mean(-1)
 
 
 def _positive(blocks: list[np.ndarray]) -> None:
-    if any(np.median(block) <= 0 for block in blocks):
-        raise BenchError("A ratio of latencies needs medians above 0; one is too short for the clock.")
+    if any(block.min() <= 0 for block in blocks):
+        raise BenchError("A ratio of latencies needs times above 0; a run was too short for the clock.")

@@ -51,31 +51,31 @@ def _open(job: dict):
     runtime = litert.runtime()
     try:
         interpreter = runtime.interpreter()(model_path=job["path"], num_threads=job["threads"])
-        for name, shape in (job.get("shapes") or {}).items():
-            tensors = samples.Tensors("input", interpreter.get_input_details(), samples.signature_of(interpreter)[0])
-            position = tensors.find(name)
-            if position is None:
-                raise BenchError(f"A shape was given for {name!r}; the inputs are {', '.join(sorted(tensors.names))}.")
-            interpreter.resize_tensor_input(tensors.details[position]["index"], shape, strict=True)
+        _resize(interpreter, job.get("shapes") or {})
         interpreter.allocate_tensors()
+    except BenchError:
+        raise
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, BenchError):
-            raise
         raise BenchError(f"{runtime.name} {runtime.version} does not take this file: {_line(error)}") from error
-    for detail in interpreter.get_input_details():
-        signature = detail.get("shape_signature", detail["shape"])
-        if any(size < 0 for size in signature) and detail["name"] not in _named(job, interpreter):
-            shape = ",".join("N" if size < 0 else str(size) for size in signature)
-            example = f"--input-shape {detail['name']}={shape}"
-            raise BenchError(f"The input {detail['name']!r} has no fixed shape: give it, {example} with numbers for N.")
     return interpreter
 
 
-def _named(job: dict, interpreter) -> set[str]:
-    """Names of the input tensors whose shape the user gave."""
-    details = interpreter.get_input_details()
-    tensors = samples.Tensors("input", details, samples.signature_of(interpreter)[0])
-    return {details[p]["name"] for n in (job.get("shapes") or {}) if (p := tensors.find(n)) is not None}
+def _resize(interpreter, shapes: dict[str, list[int]]) -> None:
+    """Give inputs the shapes that were asked for, and refuse one that has none."""
+    inputs = samples.Tensors("input", interpreter.get_input_details(), samples.signature_of(interpreter)[0])
+    given = set()
+    for name, shape in shapes.items():
+        position = inputs.find(name)
+        if position is None:
+            raise BenchError(f"A shape was given for {name!r}; the inputs are {', '.join(sorted(inputs.names))}.")
+        interpreter.resize_tensor_input(inputs.details[position]["index"], shape, strict=True)
+        given.add(position)
+    for position, detail in enumerate(inputs.details):
+        signature = detail.get("shape_signature", detail["shape"])
+        if any(size < 0 for size in signature) and position not in given:
+            name = inputs.label(position)
+            example = f"--input-shape {name}={','.join('N' if size < 0 else str(size) for size in signature)}"
+            raise BenchError(f"The input {name!r} has no fixed shape: give it, {example} with numbers for N.")
 
 
 def _line(error: Exception) -> str:
