@@ -70,10 +70,12 @@ def analyze(path: str) -> dict:
 
 def smoke(path: str, delegate: bool) -> dict:
     """Run a file once on zeros: a runtime that dies on it dies here."""
+    import numpy as np
+
     from tfcompress.export import litert
 
     made = litert.interpreter(path, delegate=delegate)
-    made.invoke()
+    litert.invoke(made, [np.zeros(d["shape"], d["dtype"]) for d in made.get_input_details()])
     return {}
 
 

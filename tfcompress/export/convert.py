@@ -225,11 +225,12 @@ def _integer(session: Session, options: Options, collapse: bool) -> Built:
     plan, calibrated = _ranges(session, options, source, trained, unrolled, prepended, bits)
     narrow = _narrow(source.graph, trained, session.record) if options.precision == "int4" else set()
     graph = Graph(quantize.static(source.data, plan, trained, bits, options.per_tensor_dense, narrow))
+    quantize.split_joined(graph, plan)
     repair(graph, collapse)
     quantize.seal(graph, source.graph, plan, trained)
     ends.set_boundary(graph, options.boundary, fed)
     data = graph.to_bytes()
-    known = {name: plan[name] for name in trained.ranges if name in plan}
+    known = {name: (operation, plan[name]) for name, (operation, _) in trained.ranges.items() if name in plan}
     expected = _expected(source.graph, graph, known, trained)
     counts = {"trained": len(known), "calibrated": len(calibrated), "fixed or tied": len(plan) - len(known) - len(calibrated)}
     products = [w for w in file_weights(source.graph) if w.axis is not None]
@@ -266,7 +267,7 @@ def _narrow(graph: Graph, trained: Trained, record: Record) -> set[str]:
     return able - wide
 
 
-def _expected(float_graph: Graph, graph: Graph, known: dict[str, Range], trained: Trained) -> Expected:
+def _expected(float_graph: Graph, graph: Graph, known: dict[str, tuple[str, Range]], trained: Trained) -> Expected:
     """What the finished file has to hold: every trained range, and every trained weight that it stores as integers."""
     weights = {}
     places = graph.by_name()
@@ -318,6 +319,7 @@ def _verified(session: Session, path, options: Options, built: Built, simulated)
         built.data,
         reference,
         dict(zip((p.name for p in session.ports.inputs), session.samples, strict=True)) if feed is None else session.samples,
+        label=str(path),
         compared_with=name,
         target=options.target.name,
         expected=expected,
@@ -327,7 +329,6 @@ def _verified(session: Session, path, options: Options, built: Built, simulated)
         feed=feed,
         worker=session.worker,
     )
-    report.path = str(path)
     if options.per_tensor_dense and integer and report.max_error > 0.1:
         report.warnings.append("the largest error is above 10 % of the range; one scale a dense weight may be too coarse for this model")
     return report

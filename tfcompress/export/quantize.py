@@ -5,6 +5,7 @@ litert-quantizer prefers a statistic to a weight's own extremes (undocumented, t
 """
 
 import contextlib
+import copy
 import importlib.metadata
 import io
 import logging
@@ -17,6 +18,7 @@ from tfcompress.errors import CompressionError, import_extra
 from tfcompress.export import match
 from tfcompress.export.flatbuffer import FLOAT32, Graph
 from tfcompress.export.ranges import Trained
+from tfcompress.export.ties import JOINED
 from tfcompress.record import Range
 
 _PINNED = "0.11."
@@ -60,7 +62,10 @@ def static(data: bytes, ranges: dict[str, Range], trained: Trained, bits: int, p
                 grain = granularity.TENSORWISE if per_tensor_dense and kind == "FULLY_CONNECTED" else granularity.CHANNELWISE
                 quantizer.add_static_config(scope, names(_NAMES[kind]), bits, 4, grain)
 
-    statistics = {name: {"min": np.float32(r.minimum), "max": np.float32(r.maximum)} for name, r in ranges.items()}
+    # 16-bit ranges are symmetric to litert-quantizer: the larger extreme over 32767 is the scale.
+    statistics = {
+        name: {"min": np.float32(-r.maximum if bits == 16 else r.minimum), "max": np.float32(r.maximum)} for name, r in ranges.items()
+    }
     statistics |= _weight_statistics(graph, trained, statistics, per_tensor_dense, narrow)
     return _run(data, recipe, statistics)
 
@@ -117,6 +122,33 @@ def _run(data: bytes, recipe, statistics: dict) -> bytes:
     finally:
         logging.disable(logging.NOTSET)
     return bytes(result.quantized_model)
+
+
+def split_joined(graph: Graph, ranges: dict[str, Range]) -> None:
+    """Put a QUANTIZE before a concatenation whose input was trained with another range than its output.
+
+    litert-quantizer gives such an input the output's range instead, when nobody else reads it.
+    """
+    for op in list(graph.operators):
+        target = ranges.get(graph.name(int(op.outputs[0]))) if graph.kind(op) in JOINED else None
+        if target is None:
+            continue
+        inputs = np.array(op.inputs, np.int32)
+        for position, t in enumerate(int(t) for t in op.inputs):
+            own = ranges.get(graph.name(t)) if t >= 0 and not graph.is_constant(t) else None
+            q = graph.tensors[t].quantization
+            if own is None or own == target or q is None or q.scale is None or _near(q, own):
+                continue
+            made = graph.add_tensor(f"{graph.name(t)}/requantized", graph.shape(t), graph.tensors[t].type, None, copy.deepcopy(q))
+            q.scale, q.zeroPoint = np.array([own.scale], np.float32), np.array([own.zero_point], np.int64)
+            inputs[position] = made
+            place = next(i for i, other in enumerate(graph.operators) if other is op)
+            graph.operators.insert(place, graph.make_operator("QUANTIZE", [t], [made]))
+        op.inputs = inputs
+
+
+def _near(quantization, known: Range) -> bool:
+    return int(quantization.zeroPoint[0]) == known.zero_point and abs(float(quantization.scale[0]) - known.scale) <= 1e-6 * known.scale
 
 
 def seal(graph: Graph, float_graph: Graph, ranges: dict[str, Range], trained: Trained) -> None:

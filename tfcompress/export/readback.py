@@ -13,11 +13,11 @@ class Expected:
     """What a file has to hold.
 
     Args:
-        ranges: {tensor: range}, trained or fixed. weights: {tensor: (the record's name, its grid, one scale a channel of
+        ranges: {tensor: (operation, its trained range)}. weights: {tensor: (the record's name, its grid, one scale a channel of
             the file or one, the float values)}.
     """
 
-    ranges: dict[str, Range]
+    ranges: dict[str, tuple[str, Range]]
     weights: dict[str, tuple[str, Grid, np.ndarray, np.ndarray]]
 
 
@@ -25,29 +25,33 @@ def read_back(graph: Graph, expected: Expected) -> tuple[list[str], dict[str, in
     """Compare a file with what it has to hold, bit for bit.
 
     Returns:
-        What differs, in words, and {"ranges", "weights": how many were compared and equal}.
+        What differs, in words, and {"ranges", "weights": how many of the record were compared and are equal}.
     """
     found: list[str] = []
     places = graph.by_name()
-    counts = {"ranges": 0, "weights": 0}
-    for name, wanted in expected.ranges.items():
+    operations: set[str] = set()
+    weights: set[str] = set()
+    for name, (operation, wanted) in expected.ranges.items():
         tensor = places.get(f"{name}/int{wanted.bits}", places.get(name))
         if tensor is None:
             continue  # folded away behind the float file, e.g. between two operators that were fused
         q = graph.tensors[tensor].quantization
         if q is None or q.scale is None or not len(q.scale):
-            found.append(f"tensor {name} stayed float, and a range was trained for it")
+            found.append(f"range {operation!r}: tensor {name} stayed float")
         elif np.float32(q.scale[0]) != np.float32(wanted.scale) or int(q.zeroPoint[0]) != wanted.zero_point:
-            found.append(f"tensor {name} has scale {q.scale[0]!r}, zero point {q.zeroPoint[0]}; trained: {wanted.scale!r}, {wanted.zero_point}")
+            found.append(
+                f"range {operation!r}: tensor {name} has scale {q.scale[0]:.9g}, zero point {q.zeroPoint[0]}; "
+                f"trained: {wanted.scale:.9g}, {wanted.zero_point}"
+            )
         else:
-            counts["ranges"] += 1
+            operations.add(operation)
     for name, (source, grid, scales, values) in expected.weights.items():
         problem = _weight(graph, places.get(name), grid, scales, values)
         if problem:
             found.append(f"weight {source} ({name}): {problem}")
         else:
-            counts["weights"] += 1
-    return found, counts
+            weights.add(source)
+    return found, {"ranges": len(operations), "weights": len(weights)}
 
 
 def _weight(graph: Graph, tensor: int | None, grid: Grid, scales: np.ndarray, values: np.ndarray) -> str | None:

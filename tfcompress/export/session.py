@@ -10,7 +10,6 @@ import time
 import keras
 import numpy as np
 
-from tfcompress import record as records
 from tfcompress.errors import CompressionError
 from tfcompress.export import calibrate, floatfile, match, points, savedmodel
 from tfcompress.export.data import as_inputs, batches, random_inputs
@@ -18,15 +17,10 @@ from tfcompress.export.flatbuffer import Graph
 from tfcompress.export.normalise import Normalisation
 from tfcompress.export.savedmodel import Signature
 from tfcompress.export.worker import Worker, WorkerError
-from tfcompress.record import Record
+from tfcompress.method import deployable
 
 _PROBES = 4
 _LARGEST = 2**31 - 2**20
-
-
-def deployable(model) -> tuple[keras.Model, Record]:
-    """The plain float model behind an attached (or finalized) one, weights on their grids, and its record."""
-    return model, getattr(model, records.ATTRIBUTE, Record())
 
 
 @dataclasses.dataclass

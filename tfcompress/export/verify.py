@@ -26,6 +26,7 @@ def verify(
     reference,
     samples,
     *,
+    label: str | None = None,
     compared_with: str | None = None,
     target: str = "xnnpack",
     expected: Expected | None = None,
@@ -41,7 +42,7 @@ def verify(
         path: the file. reference: a Keras model (plain, or attached: then it is the simulated network), a function of
             the input arrays, or its outputs (an array, or a list or dict of them) on `samples`.
         samples: inputs as the Keras model takes them: an array, or a list or dict of arrays, samples first.
-        compared_with: the reference's name in the report. target: whose rules to check, a key of `TARGETS`.
+        label: the file's name in messages, where its bytes are given. compared_with: the reference's name in the report. target: whose rules to check, a key of `TARGETS`.
         expected: what the file has to hold (see `readback`). float_file: the float file it was made from, for errors
             tensor by tensor. layers: {tensor: Keras operation}. origins: {tensor: converter's name}.
         feed: function from the list of sample arrays to what the file is fed, where that is not the same.
@@ -56,7 +57,7 @@ def verify(
     Example:
         >>> print(verify("model.tflite", model, x_test[:100]))     # doctest: +SKIP
     """
-    data = _read(path)
+    data, path = _read(path), label or ("the file" if isinstance(path, bytes | bytearray) else path)
     graph = Graph(data)
     runners, runs = _runners(data)
     runner = runners.get("xnnpack") or runners["builtin"]
@@ -81,7 +82,7 @@ def verify(
     tensors = _tensor_errors(data, float_file, fed, layers or {}) if float_file and counted.precision in ("int8", "int16x8", "int4") else []
     preset = targets.target_of(target)
     report = VerifyReport(
-        path=str(path) if not isinstance(path, bytes) else "(bytes)",
+        path=str(path),
         size=len(data),
         runtime=litert.version(),
         samples=len(arrays[0]),
@@ -93,7 +94,7 @@ def verify(
         runs=runs,
         kernels_differ=_kernels_differ(results),
         census=counted,
-        gpu=_gpu(path, data, worker),
+        gpu=_gpu(data, worker),
         target={"name": preset.name, "refusals": targets.refusals(preset, counted), "checked_by": preset.checked_by},
         read_back=read,
         normalization_left=_normalization_left(graph, origins or {}, layers or {}),
@@ -204,7 +205,7 @@ def _kernels_differ(results: dict[str, list[np.ndarray]]) -> float | None:
     return worst
 
 
-def _gpu(path, data: bytes, worker: Worker | None) -> dict:
+def _gpu(data: bytes, worker: Worker | None) -> dict:
     """The verdict of LiteRT's analyzer, asked in the worker since it is TensorFlow's."""
     import importlib.util
     import tempfile
