@@ -307,3 +307,8 @@ def add_bias(layer, size: int) -> None:
             regularizer=layer.bias_regularizer,
             constraint=layer.bias_constraint,
         )
+
+
+def readers(operation) -> list:
+    """The operations that read an operation's outputs in the graph it was last called in."""
+    return [node.operation for node in operation._outbound_nodes]

@@ -249,6 +249,7 @@ def apply(model, method, data=None, *, in_place: bool = False, verbose: int = 1)
             "`keras` (version 3); load a tf_keras model with keras.saving.load_model or rebuild it with keras.layers."
         )
     twin = model if in_place else copy_model(model)
+    compiled = twin.get_compile_config() if getattr(twin, "compiled", False) else None
     rows: list[Row] = []
     trained = {id(v) for v in twin.trainable_variables}
     for one in methods:
@@ -257,6 +258,8 @@ def apply(model, method, data=None, *, in_place: bool = False, verbose: int = 1)
     carriers.carry_all(twin)
     if chains(twin):
         clock(twin)
+    if compiled and not getattr(twin, "compiled", False):
+        twin.compile_from_config(compiled)
     _restart(twin, trained)
     return _reported(twin, Report(f"{', '.join(type(m).__name__ for m in methods)} on {twin.name}", rows), verbose)
 
@@ -345,14 +348,14 @@ def finalize(model, *, in_place: bool = False, force: bool = False, verbose: int
     twin = model if in_place else copy_model(model)
     trained = {id(v) for v in twin.trainable_variables}
     record = Record(weights=_grids(twin))
-    for finalizer in FINALIZERS:
-        twin, new, ranges = finalizer(twin)
-        rows += new
-        record.outputs.update(ranges)
     for layer in [twin, *(layer for _, layer in select.layers(twin))]:
         if state(layer):
             deparametrize(layer)
             carriers.unswap(layer)
+    for finalizer in FINALIZERS:
+        twin, new, ranges = finalizer(twin)
+        rows += new
+        record.outputs.update(ranges)
     _restart(twin, trained)
     if record:
         twin.__dict__[ATTRIBUTE] = record

@@ -34,6 +34,7 @@ class Parametrization(Configurable):
     Attributes:
         source: the value comes from own variables alone (low rank, hashed); such a link stands first in a chain.
         keeps_grid: values that lie on an integer grid still do after this link.
+        scales: scaling output channels before or after this link is the same (true for masks).
         papers: numbers of the papers that the class implements.
         layer, weight, shape: where it is attached, set before `build`.
         start: the model's step at which it was attached; `update` counts from there.
@@ -52,6 +53,7 @@ class Parametrization(Configurable):
 
     source = False
     keeps_grid = False
+    scales = False
     papers: tuple[int, ...] = ()
     layer: Any = None
     weight: str = ""
@@ -470,12 +472,13 @@ def deparametrize(layer, weight: str | None = None, bake: bool = True) -> None:
     own = state(layer)
     if own is None:
         return
-    for name in list(own.chains) if weight is None else [weight]:
-        one = own.chains[name]
-        value = one.numpy() if bake else None
-        one.remove()
-        if value is not None:
-            one.raw.assign(value)
+    names = list(own.chains) if weight is None else [weight]
+    # All values first: a bias's grid may depend on the kernel's.
+    values = {name: own.chains[name].numpy() for name in names} if bake else {}
+    for name in names:
+        own.chains[name].remove()
+        if bake:
+            own.chains[name].raw.assign(values[name])
         del own.chains[name]
     own.sort(layer)
     if not own.chains:

@@ -23,6 +23,7 @@ class Mask(Parametrization):
     """
 
     keeps_grid = True
+    scales = True
 
     def build(self, layer, name, shape):
         self.mask = self.add_variable("mask", shape, "ones", dtype="bool")

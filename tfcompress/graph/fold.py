@@ -9,7 +9,7 @@ from tfcompress import _keras_compat
 from tfcompress.graph.calls import Call, calls, graph_of, is_nested, operations
 from tfcompress.graph.rebuild import rebuild
 from tfcompress.graph.rules import channel_axis
-from tfcompress.parametrization import is_parametrized
+from tfcompress.parametrization import chains
 
 # The weight that makes the output channels, and the axis of it that holds them; a depthwise kernel holds them in two.
 KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -98,8 +98,8 @@ def _obstacle(call: Call, source: Call, readers: int, times: dict[int, int], ski
     own = -1 if kind == "Dense" else channel_axis(layer)
     if axis % rank != own % rank:
         return f"it normalizes axis {axis}, and {source.key!r} makes channels on axis {own}"
-    if is_parametrized(layer):
-        return f"{source.key!r} has something of tfcompress attached; fold before attaching"
+    if any(not link.scales for _, chain in chains(layer) for link in chain.links):
+        return f"the weights of {source.key!r} are held to values that a factor a channel would leave; fold before attaching"
     return ""
 
 

@@ -1,0 +1,187 @@
+"""Where a network's tensors are rounded in an int8 file, and so where ranges have to be learned."""
+
+import dataclasses
+
+import keras
+
+from tfcompress import _keras_compat
+from tfcompress.graph.calls import Call, all_calls, calls, graph_of, is_nested
+
+layers = keras.layers
+
+# No operator of the file: their input is their output.
+TRANSPARENT = (
+    layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D, layers.GaussianNoise,
+    layers.GaussianDropout, layers.AlphaDropout, layers.Identity, layers.ActivityRegularization, layers.Masking,
+)  # fmt: skip
+# Operators whose output has their input's range.
+TIED = (
+    layers.Flatten, layers.Reshape, layers.Permute, layers.RepeatVector,
+    layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D,
+    layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D,
+    layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D,
+    layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D,
+    layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.UpSampling1D, layers.UpSampling2D,
+)  # fmt: skip
+TIED_OPERATORS = {
+    "Reshape", "Transpose", "Squeeze", "ExpandDims", "GetItem", "Slice", "Pad", "Split", "Flip", "Repeat", "MaxPool",
+    "AveragePool", "Ravel", "SwapAxes", "Moveaxis",
+}  # fmt: skip
+# Their kernels clamp the result themselves, so that a ReLU behind them costs nothing and has the only tensor.
+FUSING = (
+    layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D,
+    layers.SeparableConv1D, layers.SeparableConv2D, layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Add,
+    layers.Subtract, layers.Multiply, layers.BatchNormalization,
+)  # fmt: skip
+FUSING_OPERATORS = {"Add", "Subtract", "Multiply"}
+FIXED = {"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
+WITH_ACTIVATION = (
+    layers.Dense, layers.EinsumDense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D, layers.SeparableConv1D, layers.SeparableConv2D, layers.Conv1DTranspose,
+    layers.Conv2DTranspose, layers.Conv3DTranspose,
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Point:
+    """A learned range.
+
+    Args:
+        keys: call keys of the operations whose output it rounds; several where a concatenation makes them share it.
+        fixed: (scale, zero point) where the runtime allows no other.
+    """
+
+    keys: list[str]
+    fixed: tuple[float, int] | None = None
+
+
+def activation_name(operation) -> str:
+    """The name of what an operation applies: "relu", "relu6", "softmax", ... or "" for no activation.
+
+    Example:
+        >>> activation_name(keras.layers.ReLU(max_value=6)), activation_name(keras.layers.Dense(1))
+        ('relu6', '')
+    """
+    if isinstance(operation, layers.ReLU):
+        if operation.negative_slope or operation.threshold or operation.max_value not in (None, 6):
+            return "clipped"
+        return "relu6" if operation.max_value else "relu"
+    if isinstance(operation, layers.Softmax):
+        return "softmax"
+    if isinstance(operation, layers.Activation):
+        return getattr(operation.activation, "__name__", "function").replace("linear", "")
+    name = type(operation).__name__.lower()
+    return name if name in ("relu", "relu6", "softmax", "sigmoid", "tanh") else ""
+
+
+def split_activations(model) -> dict[str, str]:
+    """Layers whose own activation no kernel can take in, so that the value before it has a tensor of the file.
+
+    Returns:
+        {call key: activation's name}.
+    """
+    found = {}
+    for call in all_calls(model):
+        if isinstance(call.operation, WITH_ACTIVATION):
+            name = getattr(call.operation.activation, "__name__", "function")
+            if name not in ("linear", "relu", "relu6"):
+                found[call.key] = name
+    return found
+
+
+def points(model) -> list[Point]:
+    """Where ranges belong in a model whose batch normalization is folded and whose activations are split.
+
+    Args:
+        model: a Functional or built Sequential model.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3, name="a"), keras.layers.ReLU(name="r")])
+        >>> [point.keys for point in points(model)]
+        [['x'], ['r']]
+    """
+    placed: list[Point] = []
+    _place(model, "", placed, set(), top=True)
+    return placed
+
+
+def _place(model, prefix: str, placed: list[Point], seen: set[int], top: bool) -> None:
+    found = calls(model, prefix)
+    readers: dict[int, list[Call | None]] = {id(tensor): [None] for tensor in graph_of(model).outputs}
+    maker = {id(tensor): call for call in found for tensor in call.outputs}
+    for call in found:
+        for tensor in call.inputs:
+            readers.setdefault(id(tensor), []).append(call)
+    concatenations = []
+    for call in found:
+        if is_nested(call.operation):
+            if id(call.operation) not in seen:
+                seen.add(id(call.operation))
+                _place(call.operation, call.path + "/", placed, seen, top=False)
+        elif _has_point(call, readers, top):
+            placed.append(Point([call.key], FIXED.get(activation_name(call.operation))))
+            if _is_concatenation(call.operation):
+                concatenations.append(call)
+    for call in concatenations:
+        _share(call, placed, maker, readers)
+
+
+def _has_point(call: Call, readers, top: bool) -> bool:
+    operation = call.operation
+    if len(call.outputs) != 1 or not str(call.outputs[0].dtype).startswith(("float", "bfloat")):
+        return False
+    if isinstance(operation, layers.InputLayer):
+        return top  # a nested model's input is the tensor outside, which has its own
+    if isinstance(operation, (*TRANSPARENT, *TIED)) or type(operation).__name__ in TIED_OPERATORS:
+        return False
+    if isinstance(operation, layers.Activation) and not activation_name(operation):
+        return False
+    following = readers.get(id(call.outputs[0]), [])
+    fuses = isinstance(operation, FUSING) or type(operation).__name__ in FUSING_OPERATORS
+    if fuses and len(following) == 1 and following[0] is not None and _bare(operation):
+        return activation_name(following[0].operation) not in ("relu", "relu6")
+    return True
+
+
+def _bare(operation) -> bool:
+    return getattr(operation, "activation", None) in (None, keras.activations.linear)
+
+
+def _is_concatenation(operation) -> bool:
+    return type(operation).__name__ in ("Concatenate", "Concat")
+
+
+def _share(call: Call, placed: list[Point], maker, readers) -> None:
+    """A concatenation and its operands share one range, or the file would round the operands twice."""
+    mine = next(point for point in placed if call.key in point.keys)
+    for tensor in call.inputs:
+        source = maker[id(tensor)]
+        while isinstance(source.operation, (*TRANSPARENT, *TIED)) or type(source.operation).__name__ in TIED_OPERATORS:
+            source = maker[id(source.inputs[0])]
+        theirs = next((point for point in placed if source.key in point.keys), None)
+        if theirs is not None and theirs is not mine and theirs.fixed is None:
+            mine.keys += theirs.keys
+            placed.remove(theirs)
+
+
+def input_range(layer):
+    """The OutputRange layer whose grid a layer's input lies on, looked for upstream in the graph; None if there is none.
+
+    It is read from the graph each time, so that it is right after loading, copying and cloning.
+    """
+    from tfcompress.layers.output_range import OutputRange
+
+    nodes = _keras_compat.inbound_nodes(layer)
+    if len(nodes) != 1:
+        return None
+    operation = layer
+    while True:
+        nodes = _keras_compat.inbound_nodes(operation)
+        if len(nodes) < 1 or not nodes[0].input_tensors:
+            return None
+        # A shared range has several nodes; only its identity matters here.
+        operation = _keras_compat.operation_of(nodes[0].input_tensors[0])
+        if isinstance(operation, OutputRange):
+            return operation
+        if not isinstance(operation, (*TRANSPARENT, *TIED)) and type(operation).__name__ not in TIED_OPERATORS:
+            return None
