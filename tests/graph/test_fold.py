@@ -59,8 +59,10 @@ def test_folding_is_exact_to_1e_5(shape, kind, options, bias):
         )
     )
     new, rows = fold_batchnorm(model)
-    assert [layer.name for layer in new.layers] == ["c", model.layers[2].name] and type(new) is keras.Sequential
-    assert rows[0].layer == "c" and rows[0].bias_added is not bias
+    assert [layer.name for layer in new.layers] == ["c", model.layers[2].name]
+    assert type(new) is keras.Sequential
+    assert rows[0].layer == "c"
+    assert rows[0].bias_added is not bias
     assert relative(model, new, (3, *shape)) <= 1e-5
     clone = type(new.layers[0]).from_config(new.layers[0].get_config())
     clone.build((None, *shape))
@@ -80,7 +82,8 @@ def test_reuse_keeps_the_layer_objects(tmp_path):
     )
     want, conv = fold_batchnorm(model)[0], model.get_layer("c")
     new, _ = fold_batchnorm(model, reuse=True)
-    assert new is model and new.get_layer("c") is conv
+    assert new is model
+    assert new.get_layer("c") is conv
     data = np.random.default_rng(2).normal(size=(2, 6, 6, 2)).astype("float32")
     np.testing.assert_array_equal(np.asarray(new(data)), np.asarray(want(data)))
     new.save(tmp_path / "m.keras")
@@ -113,7 +116,8 @@ def test_what_is_kept_is_listed_with_its_reason():
     assert all(words[name] in reason for name, reason in kept.items())
     assert [row.layer for row in rows if row.layer] == ["last"]
     # The output's name survives its folding.
-    assert new.output_names == ["end"] and isinstance(new.get_layer("end"), layers.Identity)
+    assert new.output_names == ["end"]
+    assert isinstance(new.get_layer("end"), layers.Identity)
     assert relative(model, new, (2, 8, 8, 3)) <= 1e-5
 
 
@@ -125,7 +129,8 @@ def test_nested_models_and_attached_layers():
     y = layers.Flatten(name="f")(inner(x))
     model = stir(keras.Model(x, layers.Dense(2, name="d")(y)))
     new, rows = fold_batchnorm(model)
-    assert rows[0].normalization == "inner/n" and rows[0].layer == "inner/c"
+    assert rows[0].normalization == "inner/n"
+    assert rows[0].layer == "inner/c"
     assert [layer.name for layer in new.get_layer("inner").layers] == ["c"]
     assert relative(model, new, (2, 6, 6, 2)) <= 1e-5
     parametrization.parametrize(inner.get_layer("c"), "kernel", parametrization.Parametrization())
@@ -135,6 +140,7 @@ def test_nested_models_and_attached_layers():
 def test_after_folding_mobilenet_no_normalization_is_left():
     model = stir(keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=4))
     new, rows = fold_batchnorm(model)
-    assert all(row.layer for row in rows) and len(rows) == 52
+    assert all(row.layer for row in rows)
+    assert len(rows) == 52
     assert not any(isinstance(layer, layers.BatchNormalization) for layer in new.layers)
     assert relative(model, new, (2, 32, 32, 3)) <= 1e-5

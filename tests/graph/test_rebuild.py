@@ -61,7 +61,8 @@ def test_a_copy_is_the_same_model_and_shares_nothing():
     new = rebuild(model)
     assert_same(new(batch()), before)
     assert [call.key for call in all_calls(new)] == [call.key for call in all_calls(model)]
-    assert new.output_names == model.output_names and set(new(batch())) == {"o1", "o2"}
+    assert new.output_names == model.output_names
+    assert set(new(batch())) == {"o1", "o2"}
     assert not {id(v) for v in model.variables} & {id(v) for v in new.variables}
     assert not {id(op) for op in operations(model).values()} & {id(op) for op in operations(new).values()}
     assert [layer.trainable for layer in new._flatten_layers()] == [
@@ -122,7 +123,8 @@ def test_reuse_keeps_objects_training_state_and_the_optimizer():
     model.fit(batch(), target, verbose=0)
     owned, slots = [id(v) for v in model.variables], [id(v) for v in model.optimizer.variables]
     new = rebuild(model, insert=ranges(insertion_points(model)), reuse=True)
-    assert new is model and sorted(id(v) for v in new.variables) == sorted(owned)
+    assert new is model
+    assert sorted(id(v) for v in new.variables) == sorted(owned)
     assert [id(v) for v in new.optimizer.variables] == slots
     new.fit(batch(), target, verbose=0)
     assert int(new.optimizer.iterations.numpy()) == 2
@@ -140,10 +142,12 @@ def test_replacing_by_layer_chain_and_function():
         Weighted(layers.Dense(3, name="a"), [kernel, bias]),
     ]
     new = rebuild(model, replace={"a": chain})
-    assert type(new) is keras.Sequential and [layer.name for layer in new.layers] == ["a_1", "a", "b"]
+    assert type(new) is keras.Sequential
+    assert [layer.name for layer in new.layers] == ["a_1", "a", "b"]
     assert_same(new(data), model(data), 1e-6)
     twice = rebuild(model, replace={"a": lambda x: layers.Dense(3, name="z", kernel_initializer="zeros")(x) + 1.0})
-    assert twice.name == "s" and type(twice) is not keras.Sequential
+    assert twice.name == "s"
+    assert type(twice) is not keras.Sequential
     assert_same(twice(data), np.ones((5, 3)) @ np.asarray(model.get_layer("b").kernel), 1e-6)
 
 
@@ -155,7 +159,8 @@ def test_frozen_model_and_mixed_precision_stay():
     model.trainable = False
     new = rebuild(model)
     assert [layer.dtype_policy.name for layer in new.layers] == ["mixed_float16", "float32", "mixed_float16"]
-    assert not new.trainable and not new.trainable_variables
+    assert not new.trainable
+    assert not new.trainable_variables
 
 
 def test_order_of_calls_is_kept_when_depth_says_otherwise():
@@ -166,7 +171,9 @@ def test_order_of_calls_is_kept_when_depth_says_otherwise():
     model = keras.Model(x, [early, layers.ReLU(name="end")(layers.ReLU(name="e1")(late))])
     keys = {call.key: [t.name for t in call.inputs] for call in calls(model)}
     again = {call.key: [t._keras_history.operation.name for t in call.inputs] for call in calls(rebuild(model))}
-    assert again["d"] == ["x"] and again["d#1"] == ["r2"] and set(keys) == set(again)
+    assert again["d"] == ["x"]
+    assert again["d#1"] == ["r2"]
+    assert set(keys) == set(again)
 
 
 class Plain(keras.Model):
@@ -227,4 +234,5 @@ def test_subclass_of_functional_keeps_its_class():
     model = Mine(x, layers.Dense(2, name="d")(x))
     assert rebuild(model).extra() == 7
     assert rebuild(model, insert={"d": layers.ReLU(name="r")}, reuse=True) is model
-    assert model.extra() == 7 and [layer.name for layer in model.layers] == ["x", "d", "r"]
+    assert model.extra() == 7
+    assert [layer.name for layer in model.layers] == ["x", "d", "r"]

@@ -77,7 +77,7 @@ class Classes:
                 self.reason.setdefault(self._root(label), reason)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Member:
     """An axis of a weight, or of its bias and statistics, and the labels of its positions.
 
@@ -226,7 +226,7 @@ def spread(vector: np.ndarray, rank: int, axis: int) -> np.ndarray:
     return np.asarray(vector).reshape(shape)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Group:
     """Channels that are numbered together, and everything that goes with each.
 
