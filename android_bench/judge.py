@@ -66,7 +66,7 @@ def delegated(accelerator: str, found: Delegation | None) -> tuple[str | None, l
     if accelerator == "cpu":
         return None, []
     if found is None:
-        return f"{accelerator} was asked for, but nothing in the log says that a delegate took any node", []
+        return f"{accelerator} was asked for, but nothing says that a delegate took any node", []
     if found.outcome == "none":
         return f"{accelerator} was asked for, but its delegate took {found}: the CPU did the work", []
     if found.outcome != "complete":

@@ -21,7 +21,7 @@ def read(text: str, accelerator: str | None = None, name: str = "log") -> Record
 
     Returns:
         A complete record with one case: "ok" with its flags, "failed" (the accelerator did nothing, no run was
-        printed) or "refused" (a debug build).
+        printed) or "refused" (a debug build; a run that was profiled, of which only the operators are kept).
 
     Raises:
         BenchError: no benchmark program speaks in the text.
@@ -37,6 +37,10 @@ def read(text: str, accelerator: str | None = None, name: str = "log") -> Record
     case = record.add_case(Case(0, accelerator=asked))
     case["threads"] = None
     _judge(case, runs, asked)
+    if operators := parsers.profile_table(text):
+        case["profile"] = {"reason": None, "operators": operators}
+        if case["status"] == "pending":
+            case["status"], case["reason"] = "refused", "the run was profiled, which slows it: its times are no latency"
     for number, run in enumerate(runs):
         record.data["blocks"].append(_block(number, run))
     if case["status"] == "pending":

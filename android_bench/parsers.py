@@ -102,7 +102,13 @@ def dialect(text: str) -> str | None:
 
 
 def parse(text: str) -> list[ProcessRun]:
-    """Every process in a log, in order of time; an empty list when no benchmark program speaks in it."""
+    """Every process in a log, in order of time; an empty list when no benchmark program speaks in it.
+
+    Args:
+        text: what a program printed, or the file that LiteRT's Python benchmark wrote with --result_json.
+    """
+    if text.lstrip().startswith("{") and (found := parse_litert_json(text)):
+        return [found]
     kind = dialect(text)
     if kind is None:
         return []

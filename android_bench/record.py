@@ -63,7 +63,7 @@ class Record:
 
     @property
     def status(self) -> str:
-        """ "complete", or "partial" when blocks of the plan are missing."""
+        """Either "complete" or "partial": blocks of the plan are missing."""
         return self.data["status"]
 
     @property
@@ -197,9 +197,14 @@ class Record:
         if not path.is_file():
             raise UsageError(f"There is no file {path}.")
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            record = cls.from_json(path.read_text(encoding="utf-8"))
         except (BenchError, UnicodeDecodeError) as error:
             raise BenchError(f"{path}: {error}") from error
+        if record.status == "partial":
+            # A session that was killed had no time to sum up.
+            for index in range(len(record.cases)):
+                record.summarize(index)
+        return record
 
 
 def milliseconds(block: dict[str, Any]) -> list[float]:

@@ -73,7 +73,7 @@ def _operators(record: Record, case: dict[str, Any]) -> str:
         return f"{title}: no profile, {profile['reason']}."
     rows = [["share", "mean us", "calls", "where", "operator"]]
     for row in sorted(profile["operators"], key=lambda row: -row["share"])[:_OPERATORS]:
-        rows.append([f"{row['share']:.1%}", f"{row['mean_us']:.2f}", str(row["calls"]), row["kind"], row["name"]])
+        rows.append([f"{row['share']:.1%}", _cell(row["mean_us"]), str(row["calls"]), row["kind"], row["name"]])
     left = len(profile["operators"]) - _OPERATORS
     more = f"\n({left} more in the record)" if left > 0 else ""
     return f"{title}, profiled apart from the timed runs, clock of 1 us:\n{aligned(rows)}{more}"

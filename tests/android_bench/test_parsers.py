@@ -119,6 +119,19 @@ def test_dialects():
     assert parsers.dialect("--require_full_delegation --use_npu") == "litert"
 
 
+def test_latency_is_never_taken_from_a_profiled_run(sample):
+    case = logs.read(sample("benchmark_model_cpu.txt") + sample("op_profile_int8.txt")).cases[0]
+    assert (case["status"], case["latency"]) == ("refused", None)
+    assert "profiled" in case["reason"]
+    assert [row["kind"] for row in case["profile"]["operators"]] == ["delegate"] * 10 + ["operator"]
+
+
+def test_the_json_of_litert_is_read_like_a_log(sample):
+    record = logs.read(sample("benchmark_litert_model_result.json"))
+    assert record.cases[0]["latency"]["median_ms"] == pytest.approx(0.22)
+    assert record.device["harness"] == "benchmark_model of LiteRT"
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_profile_table_against_the_totals_that_the_same_text_prints(sample, name):
     text = sample(name)
@@ -162,7 +175,7 @@ def test_c32_gpu_is_recognized_from_the_log_itself(sample):
 def test_c32_gpu_asked_for_but_never_mentioned_is_a_failed_run(sample):
     case = logs.read(sample("benchmark_model_cpu.txt"), accelerator="gpu").cases[0]
     assert case["status"] == "failed"
-    assert "nothing in the log" in case["reason"]
+    assert "nothing says that a delegate took any node" in case["reason"]
 
 
 def test_c32_throttling_by_40_percent_is_flagged(sample):
