@@ -83,6 +83,9 @@ class SparseTwice(Sparse):
 
     def encode(self, tensor: Tensor, effort: str = "normal") -> bytes | None:
         survivors = Tensor(tensor.survivors)
-        if not survivors.size or survivors.sample.counts.max() < 0.2 * survivors.sample.counts.sum():
+        # Few survivors' words are a codebook, to which a second background is one more word.
+        if not survivors.size or survivors.sample.values.size <= 64 < survivors.size:
+            return None
+        if survivors.sample.counts.max() < 0.2 * survivors.sample.counts.sum():
             return None
         return super().encode(tensor, effort)

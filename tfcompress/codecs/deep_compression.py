@@ -265,7 +265,7 @@ class DeepCompression(Coding):
     code = 7
     name = "deep-compression"
     effort = "normal"
-    _LIMIT = {"normal": 1 << 18, "best": 1 << 24}  # survivors: Huffman decoding takes a loop over them
+    _LIMIT = {"fast": 0, "normal": 1 << 18, "best": 1 << 24}  # survivors: Huffman decoding takes a loop over them
 
     def encode(self, tensor: Tensor, effort: str = "normal") -> bytes | None:
         if tensor.size < 2 or tensor.background or not 0 < tensor.survivors.size <= self._LIMIT[effort]:

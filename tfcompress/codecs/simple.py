@@ -7,7 +7,12 @@ from tfcompress.codecs.coding import Coding, element_count, register, word_dtype
 from tfcompress.codecs.entropy import decode_symbols, encode_symbols, entropy_bytes
 from tfcompress.codecs.words import Tensor
 
-_ZSTD_LEVEL = {"fast": 1, "normal": 3, "best": 19}
+_ZSTD_LEVELS = {"fast": (1,), "normal": (1, 3), "best": (1, 3, 19)}
+
+
+def _zstd(raw: bytes, effort: str) -> bytes:
+    """The shortest zstandard frame: on short data a higher level may be the longer one."""
+    return min((deflate(raw, level) for level in _ZSTD_LEVELS[effort]), key=len)
 
 
 @register
@@ -109,12 +114,16 @@ class Planes(Coding):
     _RAW, _ENTROPY, _ZSTD = range(3)
 
     def encode(self, tensor: Tensor, effort: str = "normal") -> bytes | None:
-        # Few distinct words: a codebook is never longer.
-        few = tensor.sample.values.size <= 256 < tensor.size and tensor.dtype.itemsize > 1
-        if not tensor.size or (few and effort != "best"):
+        if not tensor.size or (effort != "best" and self._hopeless(tensor)):
             return None
         planes = _rotate(tensor.words, tensor.dtype).view(np.uint8).reshape(tensor.size, -1)
         return b"".join(self._plane(np.ascontiguousarray(plane), effort) for plane in planes.T)
+
+    @staticmethod
+    def _hopeless(tensor: Tensor) -> bool:
+        """Few distinct words, for which a codebook is never longer, or mostly one word, which a mask takes out."""
+        few = tensor.sample.values.size <= 256 < tensor.size
+        return tensor.dtype.itemsize > 1 and (few or 2 * tensor.sample.counts.max() > tensor.sample.counts.sum())
 
     def _plane(self, plane: np.ndarray, effort: str) -> bytes:
         raw = plane.tobytes()
@@ -122,7 +131,7 @@ class Planes(Coding):
         # 8 bits a byte at zero order is random mantissa: nothing finds structure there.
         entropy = entropy_bytes(np.bincount(plane))
         if entropy < 0.995 * plane.size or effort == "best":
-            choices += [(self._ENTROPY, encode_symbols(plane, 256)), (self._ZSTD, deflate(raw, _ZSTD_LEVEL[effort]))]
+            choices += [(self._ENTROPY, encode_symbols(plane, 256)), (self._ZSTD, _zstd(raw, effort))]
         kind, data = min(choices, key=lambda choice: len(choice[1]))
         return bytes([kind]) + varint(len(data)) + data
 
@@ -152,9 +161,11 @@ class Zstandard(Coding):
     effort = "normal"
 
     def encode(self, tensor: Tensor, effort: str = "normal") -> bytes | None:
-        if not tensor.size or (effort != "best" and tensor.sample.values.size > tensor.sample.counts.sum() * 0.9):
+        random = tensor.sample.values.size > 0.9 * tensor.sample.counts.sum()
+        # Of bytes there is one plane, which has been through zstandard.
+        if not tensor.size or tensor.dtype.itemsize == 1 or (random and effort != "best"):
             return None
-        return deflate(tensor.words.tobytes(), _ZSTD_LEVEL[effort])
+        return _zstd(tensor.words.tobytes(), effort)
 
     def decode(self, cursor: Cursor, shape, dtype) -> np.ndarray:
         size = element_count(shape) * dtype.itemsize

@@ -105,9 +105,12 @@ def _arrays_of(file, label: str, skip: str | None = None):
     for path, item in hdf5.datasets(file, label, skip):
         if hasattr(item, "dtype"):
             try:
-                yield path, item[()]
+                array = item[()]
             except OSError as error:
                 raise CompressionError(f"{label}: {path!r} cannot be read ({error}).") from error
+            # Keras writes bfloat16 as opaque bytes and says so in an attribute.
+            bfloat16 = item.attrs.get("dtype") == "bfloat16" and array.dtype.itemsize == 2
+            yield path, array.view(numpy_dtype("bfloat16")) if bfloat16 else array
 
 
 def _size(file) -> int:
