@@ -51,8 +51,8 @@ def collect(data: bytes, runs: list[list[np.ndarray]], percentile: float | None 
     for run in runs:
         litert.invoke(made, run)
         for index, name in watched.items():
-            value = made.get_tensor(index)
-            if value.size == 0:
+            value = _tensor(made, index)
+            if value is None or value.size == 0:
                 continue
             least, most = float(value.min()), float(value.max())
             if not (np.isfinite(least) and np.isfinite(most)):
@@ -79,4 +79,13 @@ def values(data: bytes, run: list[np.ndarray]) -> dict[str, np.ndarray]:
     graph = Graph(data)
     made = litert.interpreter(data, delegate=False, keep_tensors=True)
     litert.invoke(made, run)
-    return {name: np.array(made.get_tensor(index)) for index, name in activations(graph).items()}
+    read = {name: _tensor(made, index) for index, name in activations(graph).items()}
+    return {name: np.array(value) for name, value in read.items() if value is not None}
+
+
+def _tensor(made, index: int) -> np.ndarray | None:
+    """A tensor's value; None for those that a loop allocates for itself."""
+    try:
+        return made.get_tensor(index)
+    except ValueError:
+        return None

@@ -130,10 +130,10 @@ def convert(
     preset = targets.target_of(target)
     plans = {}
     for path, precision in files.items():
-        own = boundary if precision in _INTEGER else "float32"
-        targets.check_request(preset, precision, own)
+        own_boundary = boundary if precision in _INTEGER else "float32"
+        targets.check_request(preset, precision, own_boundary)
         per_tensor = preset.per_tensor_dense if per_tensor_dense is None else per_tensor_dense
-        plans[path] = Options(precision, own, preset, strict, sparse, percentile, per_tensor)
+        plans[path] = Options(precision, own_boundary, preset, strict, sparse, percentile, per_tensor)
         if sparse:
             sparsity.check_offered(precision)
     session = Session(
@@ -149,9 +149,10 @@ def convert(
     )
     reports = {}
     for path, options in plans.items():
-        start = time.perf_counter()
+        start, shared_before = time.perf_counter(), sum(session.seconds.values())
         built = _build(session, options)
-        reports[path] = _finish(session, path, options, built, verify, simulated, time.perf_counter() - start)
+        own = time.perf_counter() - start - (sum(session.seconds.values()) - shared_before)
+        reports[path] = _finish(session, path, options, built, verify, simulated, own)
         if verbose:
             _show(reports[path])
     return reports
@@ -226,7 +227,7 @@ def _integer(session: Session, options: Options, collapse: bool) -> Built:
     narrow = _narrow(source.graph, trained, session.record) if options.precision == "int4" else set()
     graph = Graph(quantize.static(source.data, plan, trained, bits, options.per_tensor_dense, narrow))
     quantize.split_joined(graph, plan)
-    repair(graph, collapse)
+    repair(graph, plan, collapse)
     quantize.seal(graph, source.graph, plan, trained)
     ends.set_boundary(graph, options.boundary, fed)
     data = graph.to_bytes()

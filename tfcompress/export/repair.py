@@ -9,9 +9,11 @@ import copy
 
 import numpy as np
 
+from tfcompress.export import litert
 from tfcompress.export.flatbuffer import FLOAT32, INT8, INT16, Graph
 from tfcompress.export.ties import JOINED, TIED
 from tfcompress.export.versions import set_versions
+from tfcompress.record import Range
 
 _INTEGER_TYPES = (INT8, INT16)
 # Operators with an integer kernel that litert-quantizer keeps float, by activation type.
@@ -24,18 +26,19 @@ _COLLAPSIBLE = {
 }
 
 
-def repair(graph: Graph, collapse: bool = True) -> list[str]:
+def repair(graph: Graph, ranges: dict[str, Range], collapse: bool = True) -> list[str]:
     """Apply every repair in place.
 
     Args:
-        graph: the quantized file. collapse: also make operators between DEQUANTIZE and QUANTIZE integer.
+        graph: the quantized file. ranges: {tensor: range}, for tensors between two operators that stayed float.
+        collapse: also make operators between DEQUANTIZE and QUANTIZE integer.
 
     Returns:
         What was done, in words.
     """
     done = finish_dead_outputs(graph)
     if collapse:
-        done += collapse_floats(graph)
+        done += collapse_floats(graph, ranges)
     set_versions(graph)
     return done
 
@@ -56,18 +59,57 @@ def finish_dead_outputs(graph: Graph) -> list[str]:
     return done
 
 
-def collapse_floats(graph: Graph) -> list[str]:
+def collapse_floats(graph: Graph, ranges: dict[str, Range]) -> list[str]:
     """Turn DEQUANTIZE, operator, QUANTIZE into the integer operator where it has such a kernel."""
     done: list[str] = []
-    # One collapse may make its neighbour collapsible (two unknown operators in a row stay float together).
+    cuts = _cut_chains(graph, ranges)
     while True:
         change = _collapse_one(graph)
         if change is None:
             break
         done.append(change)
-    if done:
-        _drop_idle(graph)
+    _mend_chains(graph, cuts)
+    _drop_idle(graph)
     return done
+
+
+def _cut_chains(graph: Graph, ranges: dict[str, Range]) -> list[tuple[int, int]]:
+    """Between two operators that stayed float together, round to the range that the tensor has: QUANTIZE, DEQUANTIZE.
+
+    Returns:
+        (float tensor, the same after rounding) of every cut.
+    """
+    cuts = []
+    kinds = [t.type for t in graph.tensors if t.type in _INTEGER_TYPES and not t.buffer]
+    kind = INT16 if INT16 in kinds else INT8
+    for writer in list(graph.operators):
+        if graph.kind(writer) not in _COLLAPSIBLE[kind]:
+            continue
+        for t in (int(t) for t in writer.outputs):
+            readers = [graph.operators[i] for i in graph.consumers().get(t, [])]
+            followers = [op for op in readers if graph.kind(op) in _COLLAPSIBLE[kind]]
+            known = ranges.get(graph.name(t))
+            if graph.tensors[t].type != FLOAT32 or known is None or not followers or len(followers) != len(readers):
+                continue
+            q = litert.schema().QuantizationParametersT()
+            q.scale, q.zeroPoint = np.array([known.scale], np.float32), np.array([known.zero_point], np.int64)
+            codes = graph.add_tensor(f"{graph.name(t)}/codes", graph.shape(t), kind, None, q)
+            rounded = graph.add_tensor(f"{graph.name(t)}/rounded", graph.shape(t), FLOAT32)
+            for op in followers:
+                op.inputs = np.array([rounded if i == t else i for i in op.inputs], np.int32)
+            place = next(i for i, op in enumerate(graph.operators) if op is writer) + 1
+            pair = [graph.make_operator("QUANTIZE", [t], [codes]), graph.make_operator("DEQUANTIZE", [codes], [rounded])]
+            graph.subgraph.operators = graph.operators[:place] + pair + graph.operators[place:]
+            cuts.append((t, rounded))
+    return cuts
+
+
+def _mend_chains(graph: Graph, cuts: list[tuple[int, int]]) -> None:
+    """Take a cut out again where both its neighbours are still float: it would only cost accuracy."""
+    for t, rounded in cuts:
+        if t in graph.producers():
+            for op in graph.operators:
+                op.inputs = np.array([t if i == rounded else i for i in op.inputs], np.int32)
 
 
 def _collapse_one(graph: Graph) -> str | None:

@@ -94,7 +94,7 @@ def verify(
         runs=runs,
         kernels_differ=_kernels_differ(results),
         census=counted,
-        gpu=_gpu(data, worker),
+        gpu=_gpu(data, counted, worker),
         target={"name": preset.name, "refusals": targets.refusals(preset, counted), "checked_by": preset.checked_by},
         read_back=read,
         normalization_left=_normalization_left(graph, origins or {}, layers or {}),
@@ -205,7 +205,7 @@ def _kernels_differ(results: dict[str, list[np.ndarray]]) -> float | None:
     return worst
 
 
-def _gpu(data: bytes, worker: Worker | None) -> dict:
+def _gpu(data: bytes, counted: census.Census, worker: Worker | None) -> dict:
     """The verdict of LiteRT's analyzer, asked in the worker since it is TensorFlow's."""
     import importlib.util
     import tempfile
@@ -223,7 +223,10 @@ def _gpu(data: bytes, worker: Worker | None) -> dict:
     good = any("looks compatible" in line for line in lines)
     bad = [line for line in lines if "COMPATIBILITY WARNING" in line or "Not supported" in line]
     reasons = [re.sub(r"^.*?(COMPATIBILITY WARNING|WARNING):\\s*", "", line) for line in bad]
-    return {"compatible": good and not bad, "reasons": reasons, "checked_by": f"LiteRT's model analyzer, TensorFlow {answer['version']}; rules, no device"}
+    # The analyzer looks at one subgraph and not at shapes that are known only at run time.
+    reasons += [f"{kind} (control flow)" for kind in ("WHILE", "IF") if kind in counted.operators]
+    reasons += [f"{len(counted.dynamic)} tensors without a fixed shape"] if counted.dynamic else []
+    return {"compatible": good and not reasons, "reasons": reasons, "checked_by": f"LiteRT's model analyzer, TensorFlow {answer['version']}; rules, no device"}
 
 
 def _normalization_left(graph: Graph, origins: dict[str, str], layers: dict[str, str]) -> list[str]:
