@@ -69,7 +69,7 @@ def _list(package: str, root: pathlib.Path) -> None:
     from rich.table import Table
 
     table = Table("paper", "experiment", "sizes", "seeds", "result")
-    for key in experiments.keys(package):
+    for key in experiments.modules(package):
         found = experiments.find(key, package)
         path = harness.result_path(key, "standard", root)
         state = _verdict(harness.read(path)["met"]) if path.exists() else "not run yet"

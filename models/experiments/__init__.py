@@ -150,7 +150,7 @@ def _key(module: str) -> tuple[str, int | None]:
     return (match[1], int(match[1])) if match else (module, None)
 
 
-def keys(package: str = __name__) -> dict[str, str]:
+def modules(package: str = __name__) -> dict[str, str]:
     """The experiments that there are: key -> module.
 
     Raises:
@@ -174,7 +174,7 @@ def find(key: str | int, package: str = __name__) -> Experiment:
     Raises:
         CompressionError: there is none, or its module has no decorated function `run`.
     """
-    known = keys(package)
+    known = modules(package)
     key = f"{int(key):03d}" if str(key).isdecimal() else str(key)
     if key not in known:
         names = [name.lstrip("0") or name for name in known]

@@ -223,7 +223,7 @@ def test_ctrl_c_keeps_finished_seeds_and_the_next_run_goes_on(tmp_path):
 
 
 def test_every_experiment_of_the_project_is_complete():
-    for key in experiments.keys():
+    for key in experiments.modules():
         found = experiments.find(key)
         assert {"quick", "standard"} <= set(found.sizes), key
         assert found.name
