@@ -10,7 +10,7 @@ Codings look at the baked values: constants, shared values, zeros, integer grids
 cannot be found (a mask from a seed, factors, vector codebooks) a method hands over, see `Handed`.
 """
 
-from tfcompress.codecs import codebook, deep_compression, grid, simple  # noqa: F401  (they register their codings)
+from tfcompress.codecs import codebook, deep_compression, grid, lfsr, simple  # noqa: F401  (they register their codings)
 from tfcompress.codecs.api import dumps, inspect, loads, pack, read, read_tensor, unpack
 from tfcompress.codecs.coding import Coding, codings, register, smallest
 from tfcompress.codecs.handed import Handed, pack_parts, register_handed, unpack_parts
