@@ -10,9 +10,11 @@ import keras
 import numpy as np
 
 from tfcompress import schedules
+from tfcompress.core.grids import IntegerGrid
 from tfcompress.core.masks import Mask
 from tfcompress.parametrization import Parametrization, chains
 from tfcompress.pruning.magnitude import MagnitudeMask
+from tfcompress.quantization import BiasGrid
 
 BATCH = 8
 
@@ -119,4 +121,7 @@ class Case:
 CASES: dict[type, Case] = {
     Mask: Case(Mask, kinds=("dense",)),
     MagnitudeMask: Case(lambda: MagnitudeMask(sparsity=schedules.Cubic(0.2, 0.6, steps=4)), every_kind=True),
+    IntegerGrid: Case(IntegerGrid, every_kind=True),
+    # On anything but the bias of a layer between a range and an integer kernel it is the identity.
+    BiasGrid: Case(BiasGrid, kinds=("dense",), assign="exact"),
 }

@@ -169,19 +169,20 @@ def input_range(layer):
 
     It is read from the graph each time, so that it is right after loading, copying and cloning.
     """
+    # A layer has a node for every call, and a Sequential that grew calls its layers anew: all have to agree.
+    found = {id(one): one for one in (_upstream(node) for node in _keras_compat.inbound_nodes(layer))}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _upstream(node):
+    """The range layer whose grid a call's first input lies on, or None."""
     from tfcompress.layers.output_range import OutputRange
 
-    nodes = _keras_compat.inbound_nodes(layer)
-    if len(nodes) != 1:
-        return None
-    operation = layer
-    while True:
-        nodes = _keras_compat.inbound_nodes(operation)
-        if len(nodes) < 1 or not nodes[0].input_tensors:
-            return None
-        # A shared range has several nodes; only its identity matters here.
-        operation = _keras_compat.operation_of(nodes[0].input_tensors[0])
+    while node.input_tensors:
+        operation = _keras_compat.operation_of(node.input_tensors[0])
         if isinstance(operation, OutputRange):
             return operation
         if not isinstance(operation, (*TRANSPARENT, *TIED)) and type(operation).__name__ not in TIED_OPERATORS:
             return None
+        node = _keras_compat.inbound_nodes(operation)[-1]
+    return None

@@ -154,15 +154,19 @@ class QAT(Method):
                 rows.append(Row(key, "output", SKIPPED, "it has a range already"))
                 continue
             if not chosen(key, operation, "output") or left_out(key, operation, "output"):
-                rows.append(Row(key, "output", FLOAT, "left out by layers= or exclude=; its range comes from calibration"))
+                rows.append(
+                    Row(key, "output", FLOAT, "left out by layers= or exclude=; its range comes from calibration")
+                )
                 continue
             layer = OutputRange(
                 self.output_bits, self.momentum, point.fixed if self.output_bits == 8 else None,
                 name=f"{operation.name}{'_' + key.rsplit('#', 1)[1] if '#' in key else ''}_range", dtype="float32",
             )  # fmt: skip
-            inserts.update({one: layer for one in point.keys})
+            inserts.update(dict.fromkeys(point.keys, layer))
             shared = f", shared with {', '.join(point.keys[1:])}" if len(point.keys) > 1 else ""
-            rows.append(Row(key, "output", DONE, f"int{self.output_bits} range{' (fixed)' if point.fixed else ''}{shared}"))
+            rows.append(
+                Row(key, "output", DONE, f"int{self.output_bits} range{' (fixed)' if point.fixed else ''}{shared}")
+            )
         return rebuild(model, insert=inserts, reuse=True), rows
 
     def _round_biases(self, model) -> list[Row]:
@@ -198,7 +202,9 @@ def calibrate(model, data, batch_size: int = 32) -> None:
     """
     arrays = keras.tree.flatten(data)
     if not arrays or not len(arrays[0]):
-        raise CompressionError("Calibration data holds no samples; give some hundred that look like what the phone will see.")
+        raise CompressionError(
+            "Calibration data holds no samples; give some hundred that look like what the phone will see."
+        )
     if any(np.issubdtype(np.asarray(a).dtype, np.floating) and not np.isfinite(a).all() for a in arrays):
         raise CompressionError("Calibration data holds NaN or infinite values; ranges cannot be set by them.")
     observed = ranges(model)
@@ -206,7 +212,9 @@ def calibrate(model, data, batch_size: int = 32) -> None:
         layer.observing = True
     try:
         for start in range(0, len(arrays[0]), batch_size):
-            model(keras.tree.map_structure(lambda a, at=start: np.asarray(a[at : at + batch_size]), data), training=False)
+            model(
+                keras.tree.map_structure(lambda a, at=start: np.asarray(a[at : at + batch_size]), data), training=False
+            )
     finally:
         for layer in observed:
             layer.observing = False
@@ -229,7 +237,9 @@ def _take_ranges_out(model):
                 rows.append(Row(source.key, "output", FLOAT, "its range was never updated; calibration will set it"))
             else:
                 found[source.key] = learned
-                rows.append(Row(source.key, "output", DONE, f"range {learned.minimum:.4g} to {learned.maximum:.4g} recorded"))
+                rows.append(
+                    Row(source.key, "output", DONE, f"range {learned.minimum:.4g} to {learned.maximum:.4g} recorded")
+                )
     return rebuild(model, drop=drop, reuse=True), rows, found
 
 
