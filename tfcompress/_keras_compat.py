@@ -312,3 +312,27 @@ def add_bias(layer, size: int) -> None:
 def readers(operation) -> list:
     """The operations that read an operation's outputs in the graph it was last called in."""
     return [node.operation for node in operation._outbound_nodes]
+
+
+def compile_like(new, old) -> None:
+    """Compile a model that surgery made with the settings of the one it was made of, if that one was compiled."""
+    if not getattr(old, "compiled", False):
+        return
+
+    def fresh(metrics):
+        return keras.tree.map_structure(
+            lambda m: type(m).from_config(m.get_config()) if isinstance(m, keras.metrics.Metric) else m, metrics
+        )
+
+    metrics = getattr(old, "_compile_metrics", None)
+    optimizer = getattr(old, "optimizer", None)
+    new.compile(
+        optimizer=type(optimizer).from_config(optimizer.get_config()) if optimizer is not None else "rmsprop",
+        loss=getattr(old, "loss", None),
+        loss_weights=getattr(getattr(old, "_compile_loss", None), "_user_loss_weights", None),
+        metrics=fresh(getattr(metrics, "_user_metrics", None)),
+        weighted_metrics=fresh(getattr(metrics, "_user_weighted_metrics", None)),
+        run_eagerly=old.run_eagerly,
+        steps_per_execution=old.steps_per_execution,
+        jit_compile=old.jit_compile,
+    )
