@@ -295,7 +295,6 @@ def test_tracing_changes_nothing():
     [
         ("vgg16", 313_463_808, 14_977_728),
         ("resnet56", 125_485_696, 848_944),
-        ("resnet110", 252_887_680, 1_719_856),
     ],
 )
 def test_counts_of_the_filter_pruning_paper(name, macs, kernels):

@@ -61,12 +61,12 @@ def test_every_name_builds_and_keeps_its_batch_norm_momentum():
         assert {layer.momentum for layer in norms} <= {0.9}
 
 
-@pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize(
     ("name", "width", "reference"),
     [("mobilenet_v1", 0.25, "MobileNet"), ("mobilenet_v2", 0.35, "MobileNetV2")],
 )
-def test_mobilenets_equal_those_of_keras(name, width, reference, size):
+def test_mobilenets_equal_those_of_keras(name, width, reference):
+    size = 48  # down to maps of odd size, where padding differs
     ours = models.build(name, input_shape=(size, size, 3), width=width, classes=5, activation="softmax")
     theirs = getattr(keras.applications, reference)((size, size, 3), alpha=width, weights=None, classes=5)
     # Their V1 ends in a 1x1 convolution where ours has the same matrix in a dense layer.

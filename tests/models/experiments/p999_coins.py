@@ -28,6 +28,7 @@ def run(seed, quick, full, log):
     log(f"tossing with {os.environ['OMP_NUM_THREADS']} thread")
     if os.environ.get("COINS_WAIT") == str(seed):
         time.sleep(60)
+    time.sleep(0.05)
     draw = random.Random(seed)
     count = 10 if quick else 1000
     heads = sum(draw.random() < 0.5 for _ in range(count)) / count
