@@ -1,8 +1,12 @@
-"""Arrays, one or more for every coding, and a small handed coding: what the codec tests share."""
+"""What the codec tests share: arrays for every coding, a small handed coding, and ways to break a file."""
+
+import struct
+import zlib
 
 import numpy as np
 
 from tfcompress import codecs
+from tfcompress.codecs.bits import inflate, varint
 from tfcompress.errors import CompressionError
 
 
@@ -74,6 +78,50 @@ def zero_order_bits(array):
     words = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").ravel()
     counts = np.unique(words, return_counts=True)[1].astype(float)
     return float(-(counts * np.log2(counts / counts.sum())).sum())
+
+
+def index_of(data):
+    """Offset and plain bytes of the index, read by the format's description."""
+    offset, length = struct.unpack("<QI", data[-24:-12])
+    stored = data[offset : offset + length]
+    size, at = stored[0], 1
+    if size > 0x7F:
+        size, at = size - 0x80 + (stored[1] << 7), 2
+    plain = stored[at:]
+    return offset, (plain if len(plain) == size else inflate(plain, size))
+
+
+def sealed(sections, index):
+    """A file of these sections and this index with right checksums, built by the format's description."""
+    head = b"TFCZ\x01\0\0\0"
+    stored = varint(len(index)) + index
+    fields = struct.pack("<QII", 8 + len(sections), len(stored), zlib.crc32(stored))
+    return head + sections + stored + fields + struct.pack("<I", zlib.crc32(fields, zlib.crc32(head))) + b"TFCZ"
+
+
+def mutate(data, draw):
+    """One of the ways in which files break."""
+    data = bytearray(data)
+    at = int(draw.integers(0, len(data)))
+    how = int(draw.integers(0, 7))
+    if how == 0:
+        data[at] ^= 1 << int(draw.integers(0, 8))
+    elif how == 1:
+        data[at : at + 1 + int(draw.integers(0, 8))] = draw.bytes(int(draw.integers(1, 9)))
+    elif how == 2:
+        del data[at:]
+    elif how == 3:
+        del data[at : at + int(draw.integers(1, 50))]
+    elif how == 4:
+        data[at:at] = draw.bytes(int(draw.integers(1, 50)))
+    elif how == 5:
+        other = int(draw.integers(0, len(data)))
+        length = int(draw.integers(1, 40))
+        data[at : at + length] = data[other : other + length]
+    else:
+        length = int(draw.integers(1, 64))
+        data[at : at + length] = bytes(min(length, len(data) - at))
+    return bytes(data)
 
 
 @codecs.register_handed

@@ -201,6 +201,15 @@ def test_file_bytes_are_the_predicted_bits_rounded_up_per_section(p, k):
     assert list(shares) == ["prune", "+share", "+Huffman"]
 
 
+@pytest.mark.paper(12)
+def test_a_model_counts_its_biases_in_full():
+    weights = {"a": sparse((80, 60), 0.1, [1, 2, 3]), "b": np.ones(60, np.float32), "c": sparse((60, 10), 0.2, [4, 5])}
+    total = dc.model_stages(weights, p=5)
+    parts = [dc.stages(weights[name], 5) for name in "ac"]
+    for field in ("dense", "prune", "share", "huffman"):
+        assert getattr(total, field) == sum(getattr(part, field) for part in parts) + 32 * 60
+
+
 def test_the_chosen_p_is_the_best_of_all():
     for density in (0.3, 0.05, 0.004):
         array = sparse((300, 100), density, [1, 2, 3, 4])

@@ -10,11 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.codecs.samples import attempt, per_channel, rng, same, seeded, sparse
-from tests.codecs.test_container import index_of, mutate, sealed
+from tests.codecs.samples import attempt, index_of, mutate, per_channel, rng, same, sealed, sparse
 from tfcompress import codecs
 from tfcompress.codecs import tflite as tflite_module
-from tfcompress.codecs.bits import checksum, deflate, text, varint
+from tfcompress.codecs.bits import deflate, text, varint
 from tfcompress.codecs.container import Reader
 from tfcompress.codecs.sources import restore
 from tfcompress.errors import CompressionError
@@ -307,6 +306,10 @@ def test_other_refusals(tmp_path):
         codecs.pack([1, 2], tmp_path / "a.tfcz")
     with pytest.raises(CompressionError, match="'words' has dtype"):
         codecs.pack({"words": np.array(["a"])}, tmp_path / "a.tfcz")
+    with pytest.raises(CompressionError, match=r"has to be called \.tfcz"):
+        codecs.pack({"a": np.ones(3)}, tmp_path / "a.keras")
+    with pytest.raises(CompressionError, match="must be strings; received 1"):
+        codecs.pack({1: np.ones(3)}, tmp_path / "a.tfcz")
     codecs.pack({"a": np.ones(3, np.float32)}, tmp_path / "a.tfcz")
     with pytest.raises(CompressionError, match=r"holds a \.npz file; .* has another suffix"):
         codecs.unpack(tmp_path / "a.tfcz", tmp_path / "a.keras")
@@ -319,6 +322,14 @@ def test_other_refusals(tmp_path):
         root["link"] = h5py.SoftLink("/a")
     with pytest.raises(CompressionError, match="'link' is a link"):
         codecs.pack(tmp_path / "s.weights.h5")
+
+
+def test_tensors_may_be_called_like_parts_of_the_file(tmp_path):
+    with h5py.File(tmp_path / "a.weights.h5", "w") as root:
+        root["skeleton"] = np.ones(3)
+    codecs.pack(tmp_path / "a.weights.h5")
+    with h5py.File(codecs.unpack(tmp_path / "a.tfcz", tmp_path / "b.weights.h5")) as root:
+        assert root["skeleton"][()].tolist() == [1, 1, 1]
 
 
 def with_blob(data, name, change):
@@ -364,73 +375,6 @@ def test_altered_layout_of_a_tflite_is_refused(tflite_file):
             restore(Reader(io.BytesIO(with_blob(data, "layout", change)), "a.tfcz"), io.BytesIO())
 
 
-@pytest.mark.paper(83)
-def test_a_seeded_mask_is_stored_as_values_and_seeds(tmp_path):
-    kernel, handed = seeded(784, 512, 0.1)
-    report = codecs.pack({"dense.kernel": kernel}, tmp_path / "a.tfcz", handed={"dense.kernel": handed})
-    row = report.rows[0]
-    assert row.coding == "handed"
-    assert same(codecs.read_tensor(tmp_path / "a.tfcz", "dense.kernel"), kernel)
-    # Binary values in one bit, a 9-bit seed in two bytes, no index of any kind.
-    values, seeds = np.count_nonzero(kernel) / 8, 2 * 512
-    assert row.bytes <= values + seeds + 160
-    found = codecs.pack({"dense.kernel": kernel}, tmp_path / "b.tfcz")
-    assert row.bytes < 0.3 * found.rows[0].bytes
-
-
-def test_handed_codings_are_matched_by_value_and_used_only_where_smaller(tmp_path):
-    kernel, handed = seeded()
-    report = codecs.pack({"layers/dense/vars/0": kernel, "b": np.ones(3)}, tmp_path / "a.tfcz", handed={"d.k": handed})
-    assert [row.coding for row in report.rows] == ["handed", "constant"]
-    tiny, small = seeded(4, 2, 0.5)
-    report = codecs.pack({"k": tiny}, tmp_path / "b.tfcz", handed={"k": small})
-    assert report.rows[0].coding != "handed"
-
-
-def test_handed_codings_that_do_not_fit_are_errors(tmp_path):
-    kernel, handed = seeded()
-    other = kernel.copy()
-    other[0] += 1
-    with pytest.raises(CompressionError, match="rebuilds other values than the tensor"):
-        codecs.pack({"k": other}, tmp_path / "a.tfcz", handed={"k": handed})
-    with pytest.raises(CompressionError, match="no tensor of that name or value"):
-        codecs.pack({"k": other}, tmp_path / "a.tfcz", handed={"dense.kernel": handed})
-
-    class Stranger(type(handed)):
-        coding = "test: never registered"
-
-    handed.__class__ = Stranger
-    with pytest.raises(CompressionError, match="Stranger, which is not registered"):
-        codecs.pack({"k": kernel}, tmp_path / "a.tfcz", handed={"k": handed})
-
-
-def test_a_file_names_the_handed_coding_that_is_missing(monkeypatch):
-    kernel, handed = seeded()
-    data = codecs.dumps({"k": kernel}, handed={"k": handed})
-    monkeypatch.setattr("tfcompress.codecs.handed._CLASSES", {})
-    with pytest.raises(
-        CompressionError, match=r"cannot be read here: section 'k' .* import the module that defines it"
-    ):
-        codecs.loads(data)
-
-
-def test_two_classes_may_not_share_a_handed_name():
-    class Thief(type(seeded()[1])):
-        pass
-
-    with pytest.raises(ValueError, match="both register"):
-        codecs.register_handed(Thief)
-
-
-def test_parts_of_handed_codings_are_bounded():
-    data = codecs.pack_parts({"a": np.zeros(1000, np.float32)}, {"seed": 2**40})
-    parts, numbers = codecs.unpack_parts(data)
-    assert parts["a"].shape == (1000,)
-    assert numbers == {"seed": 2**40}
-    with pytest.raises(CompressionError, match="larger than allowed"):
-        codecs.unpack_parts(data, limit=3999)
-
-
 def test_reading_a_keras_file_does_not_import_keras(tmp_path):
     import subprocess
     import sys
@@ -452,7 +396,3 @@ def test_reading_a_keras_file_does_not_import_keras(tmp_path):
     package = str(codecs.__path__[0]).rsplit("/", 1)[0]
     subprocess.run([sys.executable, "-c", code, package, str(file)], check=True)
     assert (tmp_path / "a.keras.keras").exists()
-
-
-def test_checksum_runs_over_parts():
-    assert checksum(b"ab", b"c") == zlib.crc32(b"abc")

@@ -8,7 +8,8 @@ import tempfile
 
 import numpy as np
 
-from tfcompress.codecs.coding import check_effort, codings, element_count
+from tfcompress.codecs.bits import checksum
+from tfcompress.codecs.coding import by_code, check_effort, element_count
 from tfcompress.codecs.container import Reader, TensorEntry, Writer
 from tfcompress.codecs.handed import Handed
 from tfcompress.codecs.report import Contents, PackReport, Row, rows_of
@@ -63,6 +64,10 @@ def pack(
             )
         name = pathlib.Path(source)
         path = name.with_name(name.name.removesuffix(SUFFIXES[kind_of(name)]) + ".tfcz")
+    if pathlib.Path(path).suffix != ".tfcz":
+        raise CompressionError(
+            f"pack: the packed file has to be called .tfcz, or it would be taken for a model: {path}."
+        )
     with _opened(source, optimizer) as model, replacing(path) as part, part.open("wb") as file:
         return _write(model, file, str(path), handed, effort, _against_bytes(against))
 
@@ -107,7 +112,8 @@ def _against_bytes(against) -> int | None:
 def _write(source: Source, file, path: str, handed, effort: str, against: int | None) -> PackReport:
     writer = Writer(file, source.kind, effort)
     waiting = dict(handed or {})
-    rows = [_row(tensor, writer.add_tensor(tensor, _claim(waiting, tensor))) for tensor in source.tensors]
+    keys = {name: _key(Tensor(coding.value(), name)) for name, coding in waiting.items()}
+    rows = [_row(tensor, writer.add_tensor(tensor, _claim(waiting, keys, tensor))) for tensor in source.tensors]
     if waiting:
         name = next(iter(waiting))
         raise CompressionError(
@@ -119,20 +125,25 @@ def _write(source: Source, file, path: str, handed, effort: str, against: int | 
     return PackReport(path, source.kind, size, tuple(rows), other, source.label, source.file_bytes, against)
 
 
-def _claim(waiting: dict[str, Handed], tensor: Tensor) -> Handed | None:
+def _claim(waiting: dict[str, Handed], keys: dict[str, tuple], tensor: Tensor) -> Handed | None:
     """The object handed over for a tensor: under its name, else with its value."""
     if tensor.name in waiting:
         return waiting.pop(tensor.name)
-    for name, handed in waiting.items():
-        value = np.asarray(handed.value())
-        same = value.shape == tensor.shape and value.dtype == tensor.dtype
-        if same and np.array_equal(Tensor(value).words, tensor.words):
-            return waiting.pop(name)
+    if waiting:
+        key = _key(tensor)
+        for name in waiting:
+            if keys[name] == key:
+                return waiting.pop(name)
     return None
 
 
+def _key(tensor: Tensor) -> tuple:
+    """What tells tensors apart without keeping them; a false match is found when the coding is tried."""
+    return tensor.shape, tensor.dtype_name, checksum(tensor.words)
+
+
 def _row(tensor: Tensor, entry: TensorEntry) -> Row:
-    coding = next(coding.name for coding in codings().values() if coding.code == entry.code)
+    coding = by_code(entry.code).name
     array = tensor.array()
     zeros = tensor.size - int(np.count_nonzero(array))
     is_float = tensor.dtype.kind == "f"

@@ -29,6 +29,7 @@ _HEADER = MAGIC + bytes([VERSION, 0, 0, 0])
 _TRAILER = struct.Struct("<QIII4s")
 _INDEX_LIMIT = 1 << 26
 _BLOB_LEVEL = {"fast": 3, "normal": 19, "best": 22}
+_LARGE_BLOB = 1 << 22  # from here on (vocabularies, ...) the high levels take minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Writer:
 
     def add_blob(self, name: str, data: bytes) -> BlobEntry:
         """Store bytes through zstandard."""
-        packed = deflate(data, _BLOB_LEVEL[self.effort])
+        quick = len(data) > _LARGE_BLOB and self.effort != "best"
+        packed = deflate(data, 3 if quick else _BLOB_LEVEL[self.effort])
         entry = BlobEntry(name, len(data), self.at, len(packed), checksum(packed))
         head = b"\1" + text(name) + varint(len(data)) + varint(len(packed))
         self._rows.append(head + struct.pack("<I", entry.crc))
@@ -182,7 +184,8 @@ class Reader:
             raise Corrupt(f"declares the unknown kind {kind}")
         for _ in range(cursor.varint(size)):
             role, name = cursor.byte(), cursor.text()
-            if role > 1 or name in self.tensors or name in self.blobs:
+            # A tensor of a .tflite may be called like one of our blobs.
+            if role > 1 or name in (self.blobs if role else self.tensors):
                 raise Corrupt(f"has an unknown or repeated row for {name!r}")
             entry = self._tensor_row(cursor, name, at) if role == 0 else self._blob_row(cursor, name, at)
             at += entry.bytes

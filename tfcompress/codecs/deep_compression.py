@@ -32,6 +32,10 @@ class Stages:
     share: int
     huffman: int
 
+    def __add__(self, other: "Stages") -> "Stages":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Stages(*(a + b for a, b in pairs))
+
     def shares(self) -> dict[str, float]:
         """Each stage's bits as a share of the dense ones."""
         return {
@@ -193,6 +197,26 @@ def stages(array, p: int | None = None) -> Stages:
         share=entries * (index + coded.p) + k * width,
         huffman=8 * sum(map(len, sections(coded).values())),
     )
+
+
+def model_stages(weights: dict[str, np.ndarray], p: int | None = None) -> Stages:
+    """What each stage leaves of a whole model, in bits; biases and other vectors are counted in full at every stage.
+
+    Args:
+        weights: {name: array}. p: bits of a gap; None chooses for each tensor.
+
+    Example:
+        >>> kernel = np.zeros((64, 64), np.float32)
+        >>> kernel[::4, ::4] = 0.5
+        >>> found = model_stages({"kernel": kernel, "bias": np.ones(64, np.float32)}, p=5)
+        >>> found.huffman - stages(kernel, p=5).huffman, found.dense
+        (2048, 133120)
+    """
+    total = Stages(0, 0, 0, 0)
+    for name, array in weights.items():
+        tensor = Tensor(array, name)
+        total += stages(tensor, p) if len(tensor.shape) > 1 else Stages(*[8 * tensor.nbytes] * 4)
+    return total
 
 
 def encode(array, p: int | None = None) -> bytes:

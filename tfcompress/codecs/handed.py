@@ -21,8 +21,8 @@ PARTS_LIMIT = 1 << 28  # bytes that the parts of one handed tensor may take when
 class Handed(Protocol):
     """What `pack(handed={tensor name: object})` takes.
 
-    `value` has to be exact: integers, gathers, signs and single products. A sum whose order may differ between machines
-    (a matrix product) can differ in its last bit, and the reader would refuse the tensor.
+    `value` has to be exact on every machine: gathers, signs, element-wise products and sums one after the other. The order
+    within a matrix product differs between machines, the last bit with it, and the reader would refuse the tensor.
 
     Attributes:
         coding: name under which the class is registered with `register_handed`; it is written into the file.

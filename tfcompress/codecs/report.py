@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from tfcompress.codecs.coding import element_count
 from tfcompress.codecs.container import Reader
 
 
@@ -116,13 +117,6 @@ class PackReport(Contents):
 def rows_of(reader: Reader) -> tuple[Row, ...]:
     """The tensors of an open file, without decoding any."""
     return tuple(
-        Row(e.name, e.shape, e.dtype, reader.coding(e.name), e.raw_bytes, e.bytes, _elements(e.shape))
+        Row(e.name, e.shape, e.dtype, reader.coding(e.name), e.raw_bytes, e.bytes, element_count(e.shape))
         for e in reader.tensors.values()
     )
-
-
-def _elements(shape) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

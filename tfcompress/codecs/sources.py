@@ -49,7 +49,10 @@ def open_source(source, optimizer: bool, stack: contextlib.ExitStack) -> Source:
         CompressionError: nothing that can be packed, or a file that is not what its name says.
     """
     if isinstance(source, dict):
-        arrays = {str(name): np.asarray(array) for name, array in source.items()}
+        wrong = [name for name in source if not isinstance(name, str)]
+        if wrong:
+            raise CompressionError(f"Names of weights must be strings; received {wrong[0]!r}.")
+        arrays = {name: np.asarray(array) for name, array in source.items()}
         return Source("arrays", "the weights", _checked(arrays.items(), "the weights"), {}, _plain_bytes(arrays))
     if not isinstance(source, str | pathlib.Path):
         raise CompressionError(
