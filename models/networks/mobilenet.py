@@ -28,6 +28,9 @@ def mobilenet_v1(
 ) -> keras.Model:
     """MobileNet V1: a stem and 13 depthwise-separable blocks (Howard et al., MobileNets, 2017).
 
+    Padding is "same" everywhere; keras.applications.MobileNet pads strided layers at the lower right only, which differs
+    where a map of odd size is halved.
+
     Args:
         input_shape: of one image.
         classes: number of outputs.
