@@ -32,7 +32,7 @@ class Size:
 
 STANDARD = Size()
 QUICK = Size(
-    6_000, 2_000, teacher=4, few=600, few_epochs=15, digit_epochs=6, epochs=4, sweep_epochs=4, big=200, width=100
+    6_000, 2_000, teacher=20, few=600, few_epochs=15, digit_epochs=6, epochs=4, sweep_epochs=4, big=200, width=100
 )
 FULL = dataclasses.replace(STANDARD, width=800, sweep_epochs=20, teacher=30)
 
@@ -45,8 +45,8 @@ class Task:
     y: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
-    stored: np.ndarray | None = None
-    cache: Cache | None = None
+    stored: np.ndarray
+    cache: Cache
 
     def error(self, model) -> float:
         """Share of wrong answers on the test images, in percent."""
@@ -118,7 +118,7 @@ def soft(task: Task, rows, width: int, epochs: int, batch: int, seed: int, tempe
 
 def little_data(task: Task, size: Size, seed: int, log) -> dict:
     """(a) 3 % of the labels, and a teacher that has seen all of them."""
-    _, _, _, _, rows, held = _few(task, size, seed)
+    rows, held = _few(task, size, seed)
     common = (size.width, size.few_epochs, 50, seed)
     found = {"a: hard labels": hard(task, rows, *common)}
     # The best regularisation of the rival is chosen on training images that nobody else uses.
@@ -144,12 +144,12 @@ def little_data(task: Task, size: Size, seed: int, log) -> dict:
     return result
 
 
-def _few(task: Task, size: Size, seed: int):
+def _few(task: Task, size: Size, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the labelled few and of as many others, each with the classes in their proportions."""
     index = np.arange(len(task.x))
-    rest, y_rest, few, y_few = datasets.hold_out(index, task.y, size.few, seed)
+    rest, y_rest, few, _ = datasets.hold_out(index, task.y, size.few, seed)
     _, _, held, _ = datasets.hold_out(rest, y_rest, size.few, seed + 1)
-    return index, y_rest, y_few, rest, few, held
+    return few, held
 
 
 def missing_digit(task: Task, size: Size, seed: int, log) -> dict:
@@ -195,7 +195,7 @@ def full_data(task: Task, size: Size, seed: int, log) -> dict:
     result = {name: {"error": task.error(model)} for name, model in found.items()}
     plain = result["c: hard labels"]["error"]
     result["c: distilled T=20"]["fewer errors"] = 100.0 * (plain - result["c: distilled T=20"]["error"]) / plain
-    log("(c) the students of 200 units are done" if size is STANDARD else "(c) the large students are done")
+    log(f"(c) the students of {size.width} units are done")
     small = (30, size.sweep_epochs, 128, seed)
     result["c: 30 units, hard labels"] = {"error": task.error(hard(task, rows, *small))}
     errors = {t: task.error(soft(task, rows, *small, t)) for t in TEMPERATURES}
@@ -236,14 +236,16 @@ def full_data(task: Task, size: Size, seed: int, log) -> dict:
 def run(seed, quick, full, log):
     size = QUICK if quick else FULL if full else STANDARD
     data = datasets.load("mnist").subset(size.images, size.test, seed=0)
-    task = Task(data.x_train.reshape(-1, 784), data.y_train, data.x_test.reshape(-1, 784), data.y_test)
+    x, y = data.x_train.reshape(-1, 784), data.y_train
+    x_test = data.x_test.reshape(-1, 784)
     teacher = network("teacher", size.big, seed + 100, dropout=(0.1, 0.4))
-    train(teacher, task.x, task.y, size.teacher, 128, True, seed + 100)
-    rows = {"teacher": {"error": task.error(teacher)}}
-    log(f"teacher: {rows['teacher']['error']:.2f} % error")
+    train(teacher, x, y, size.teacher, 128, True, seed + 100)
     with tempfile.TemporaryDirectory() as folder:
-        task.cache = distillation.cache(teacher, task.x, folder, batch_size=500)
-        task.stored = np.array(task.cache.targets(task.x)["teacher"]["output"])
+        cache = distillation.cache(teacher, x, folder, batch_size=500)
+        stored = np.array(cache.targets(x)["teacher"]["output"])
+        task = Task(x, y, x_test, data.y_test, stored, cache)
+        rows = {"teacher": {"error": task.error(teacher)}}
+        log(f"teacher: {rows['teacher']['error']:.2f} % error")
         for part in (little_data, missing_digit, full_data):
             rows |= part(task, size, seed, log)
             log(f"{part.__name__} done")
