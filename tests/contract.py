@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from tfcompress import schedules
+from tfcompress.core.codebooks import Codebook
 from tfcompress.core.grids import IntegerGrid
 from tfcompress.core.masks import Mask
 from tfcompress.parametrization import Parametrization, chains
@@ -124,4 +125,5 @@ CASES: dict[type, Case] = {
     IntegerGrid: Case(IntegerGrid, every_kind=True),
     # On anything but the bias of a layer between a range and an integer kernel it is the identity.
     BiasGrid: Case(BiasGrid, kinds=("dense",), assign="exact"),
+    Codebook: Case(lambda: Codebook(clusters=5), every_kind=True),
 }

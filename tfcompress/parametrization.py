@@ -34,6 +34,7 @@ class Parametrization(Configurable):
     Attributes:
         source: the value comes from own variables alone (low rank, hashed); such a link stands first in a chain.
         keeps_grid: values that lie on an integer grid still do after this link.
+        shares_values: the whole weight takes few values, which a grid behind it must not tell apart by channel.
         scales: scaling output channels before or after this link is the same (true for masks).
         papers: numbers of the papers that the class implements.
         layer, weight, shape: where it is attached, set before `build`.
@@ -54,6 +55,7 @@ class Parametrization(Configurable):
     source = False
     keeps_grid = False
     scales = False
+    shares_values = False
     papers: tuple[int, ...] = ()
     layer: Any = None
     weight: str = ""

@@ -2,7 +2,9 @@
 
 from tfcompress.core.variational import Gaussian, ScaleMixture, average, sampled
 from tfcompress.pruning.bayes import BayesByBackprop, GaussianWeight, snr_prune
+from tfcompress.pruning.connections import sensitivity, shrink_dropout, shrunk_dropout
 from tfcompress.pruning.magnitude import Magnitude, MagnitudeMask
+from tfcompress.pruning.shared_weights import SharedWeights, sharing_rate
 
 __all__ = [
     "BayesByBackprop",
@@ -11,7 +13,12 @@ __all__ = [
     "Magnitude",
     "MagnitudeMask",
     "ScaleMixture",
+    "SharedWeights",
     "average",
     "sampled",
+    "sensitivity",
+    "sharing_rate",
+    "shrink_dropout",
+    "shrunk_dropout",
     "snr_prune",
 ]

@@ -9,6 +9,7 @@ from tfcompress import _keras_compat, schedules
 from tfcompress.core.masks import Mask
 from tfcompress.errors import CompressionError
 from tfcompress.method import WeightMethod
+from tfcompress.parametrization import chains
 
 
 def magnitude_mask(weights: np.ndarray, keep: int, alive: np.ndarray | None = None) -> np.ndarray:
@@ -54,7 +55,8 @@ class MagnitudeMask(Mask):
         self.frequency, self.scope = int(frequency), scope
 
     def initialize(self, value):
-        self.update_from(value, 0)
+        if self.scope == "layer":
+            self.update_from(value, 0)
 
     def right_inverse(self, value):
         # An assigned weight brings its own zeros; the mask is drawn again from it at the next update.
@@ -161,6 +163,13 @@ class Magnitude(WeightMethod):
         which = "sparsity" if self.sparsity is not None else "quality"
         both = {"quality": self.quality} if self.sparsity is not None and self.quality is not None else {}
         return {which: amount, "frequency": self.frequency, "scope": self.scope, **both}
+
+    def attach(self, model, data=None):
+        model, rows = super().attach(model, data)
+        if self.scope == "global" and model.built:
+            masks = [link for _, c in chains(model) for link in c.links[-1:] if isinstance(link, MagnitudeMask)]
+            MagnitudeMask.update_group(masks, [0] * len(masks))
+        return model, rows
 
     def parametrization(self, path, layer, weight):
         amount = self.sparsity if self.sparsity is not None else self.quality

@@ -63,7 +63,9 @@ class QuantizedWeights(WeightMethod):
         own = chain(layer, weight)
         if own is not None and any(isinstance(link, IntegerGrid) for link in own.links):
             return "it is on an integer grid already"
-        return IntegerGrid(self.bits, self.per_channel)
+        # Values shared by all channels stay shared only on a grid that all channels share.
+        shared = own is not None and any(link.shares_values for link in own.links)
+        return IntegerGrid(self.bits, self.per_channel and not shared)
 
 
 class QAT(Method):
