@@ -159,6 +159,7 @@ def test_time_distributed_repeats_the_inner_layer():
     assert cost.count(model).parameters == model.count_params()
 
 
+@pytest.mark.jax
 def test_operations_in_the_graph():
     left, right = keras.Input((5, 6)), keras.Input((6, 7))
     assert cost.macs(keras.Model([left, right], keras.ops.matmul(left, right))) == 5 * 6 * 7
@@ -208,6 +209,7 @@ class Tower(keras.Model):
         return self.blocks[1](self.blocks[1](x))
 
 
+@pytest.mark.jax
 def test_subclassed_and_nested_models():
     tower = Tower()
     with pytest.raises(CompressionError, match="no weights yet"):
@@ -279,6 +281,7 @@ def test_a_layer_without_a_rule_is_said_and_can_get_one():
     assert cost.macs(model) == 3 * 4 + 8
 
 
+@pytest.mark.jax
 def test_tracing_changes_nothing():
     model = built(layers.Dense(4), layers.BatchNormalization(), layers.Dropout(0.5), shape=(3,))
     before = [np.array(w) for w in model.get_weights()]
@@ -302,6 +305,33 @@ def test_counts_of_the_filter_pruning_paper(name, macs, kernels):
     report = cost.count(models.build(name), values=False)
     assert report.macs == macs
     assert report.kernel_parameters == kernels
+
+
+@pytest.mark.paper(54)
+def test_mobilenet_has_the_published_costs():
+    models = pytest.importorskip("models")
+    model = models.build("mobilenet_v1", input_shape=(None, None, 3))
+    report = cost.count(model, inputs=(1, 224, 224, 3), values=False)
+    assert report.macs / 1e6 == pytest.approx(568.7, abs=0.05)
+    moving = sum(w.parameters for row in report.layers for w in row.weights if w.name.startswith("moving"))
+    assert (report.parameters - moving) / 1e6 == pytest.approx(4.232, abs=0.0005)
+    pointwise = sum(row.macs for row in report.layers if "pointwise" in row.path)
+    depthwise = sum(row.macs for row in report.layers if "depthwise" in row.path)
+    assert 100 * pointwise / report.macs == pytest.approx(94.9, abs=0.05)
+    assert 100 * depthwise / report.macs == pytest.approx(3.1, abs=0.05)
+    smaller = cost.count(model, inputs=(1, 128, 128, 3), values=False)
+    assert smaller.macs / 1e6 == pytest.approx(186.4, abs=0.05)
+    assert smaller.parameters == report.parameters
+    assert cost.macs(models.build("mobilenet_v1", width=0.25)) / 1e6 == pytest.approx(41.0, abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.paper(54)
+def test_mobilenet_at_its_other_widths_and_sizes():
+    models = pytest.importorskip("models")
+    for size, width, millions in ((192, 1, 418.1), (160, 1, 290.7), (224, 0.75, 325.4), (224, 0.5, 149.5)):
+        model = models.build("mobilenet_v1", input_shape=(size, size, 3), width=width)
+        assert cost.macs(model) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_values_bits_and_bytes():
@@ -352,6 +382,7 @@ class Outer(Parametrization):
         return self.left * self.right
 
 
+@pytest.mark.jax
 def test_parametrized_layers_count_with_their_effective_weights():
     model = built(layers.Dense(4, name="a"), layers.Dense(4, name="b"), shape=(3,))
     plain = cost.count(model)
