@@ -12,7 +12,8 @@ from tests.codecs.samples import one_of_each, per_channel, rng, same, sparse, sp
 from tfcompress import codecs
 from tfcompress.codecs.bits import Corrupt, Cursor, pack_bits, unpack_bits, varint
 from tfcompress.codecs.coding import check_effort, decode
-from tfcompress.codecs.entropy import decode_symbols, encode_symbols
+from tfcompress.codecs.entropy import weights as weights_of
+from tfcompress.codecs.tables import decode_symbols, encode_symbols, pack_table, unpack_table
 from tfcompress.codecs.words import alphabet
 from tfcompress.errors import CompressionError
 
@@ -192,6 +193,28 @@ def test_entropy_coded_symbols_come_back(symbols, k):
     cursor = Cursor(encode_symbols(array, k))
     assert decode_symbols(cursor, array.size, k).tolist() == symbols
     cursor.end()
+
+
+@given(st.lists(st.one_of(st.just(0), st.integers(1, 3), st.integers(1, 10**9)), min_size=1, max_size=300))
+@settings(max_examples=200, deadline=None)
+def test_probability_tables_come_back_and_are_close(counts):
+    data, table = pack_table(counts)
+    cursor = Cursor(data)
+    np.testing.assert_array_equal(unpack_table(cursor, len(counts)), table)
+    cursor.end()
+    np.testing.assert_array_equal(table > 0, np.array(counts) > 0)
+    if sum(counts):
+        # Whole octaves at the coarsest: no symbol pays more than a bit and a half more than its due.
+        share = np.array(counts) / sum(counts)
+        model = weights_of(table) / weights_of(table).sum()
+        used = share > 2.0**-31
+        assert (np.log2(share[used]) - np.log2(model[used])).max() <= 1.5
+
+
+@pytest.mark.parametrize("n", [2_000, 20_000, 200_000])
+def test_small_int8_layers_do_not_pay_for_their_table(n):
+    array = np.clip(np.rint(rng().standard_normal(n) * 32), -127, 127).astype(np.int8)
+    assert len(codecs.smallest(codecs.Tensor(array))[1]) <= 1.02 * zero_order_bits(array) / 8 + 64
 
 
 @given(st.lists(st.integers(0, 2**62)))

@@ -12,7 +12,7 @@ from tfcompress.codecs.coding import (
     word_dtype,
 )
 from tfcompress.codecs.contexts import decode_mask, encode_mask
-from tfcompress.codecs.entropy import decode_symbols, encode_symbols
+from tfcompress.codecs.tables import decode_symbols, encode_symbols
 from tfcompress.codecs.words import ALPHABET_LIMIT, Tensor
 
 

@@ -1,7 +1,7 @@
 """Entropy coding of symbols by asymmetric numeral systems (constriction) with a static model a stream.
 
-A model is shipped as one byte a symbol, its probability in steps of an eighth of an octave: the rounding costs less than
-0.001 bit a symbol, and integers alone decide, so that encoder and decoder agree on every machine.
+A model is a level for each symbol, its probability in steps of an eighth of an octave: the rounding costs less than 0.001
+bit a symbol, and whole numbers alone decide, so that encoder and decoder agree on every machine.
 """
 
 import constriction
@@ -12,6 +12,7 @@ from tfcompress.codecs.bits import Corrupt, Cursor, varint
 _MANTISSA = np.array([256, 279, 304, 332, 362, 395, 431, 470], np.int64)  # 2 ** (8 + i / 8)
 _STEPS = 8
 SYMBOL_LIMIT = 1 << 16
+TOP = 255  # the level of the commonest symbol
 _INT32 = np.int32
 
 
@@ -34,7 +35,13 @@ def levels(counts) -> np.ndarray:
     if not present.any():
         return np.zeros(counts.size, np.uint8)
     relative = np.log2(np.where(present, counts, 1.0) / counts.max())
-    return np.where(present, np.clip(np.rint(255 + _STEPS * relative), 1, 255), 0).astype(np.uint8)
+    return np.where(present, np.clip(np.rint(TOP + _STEPS * relative), 1, TOP), 0).astype(np.uint8)
+
+
+def weights(table: np.ndarray) -> np.ndarray:
+    """Relative probabilities of levels: whole numbers, 0 for an absent symbol."""
+    step = np.maximum(table.astype(np.int64) - 1, 0)
+    return np.where(table > 0, _MANTISSA[step % _STEPS] << (step // _STEPS), 0).astype(np.float64)
 
 
 def _model(table: np.ndarray) -> tuple[np.ndarray, object | None]:
@@ -42,9 +49,8 @@ def _model(table: np.ndarray) -> tuple[np.ndarray, object | None]:
     used = np.flatnonzero(table)
     if used.size < 2:
         return used, None
-    step = table[used].astype(np.int64) - 1
-    weights = (_MANTISSA[step % _STEPS] << (step // _STEPS)).astype(np.float64)
-    return used, constriction.stream.model.Categorical(weights / weights.sum(), perfect=False)
+    found = weights(table[used])
+    return used, constriction.stream.model.Categorical(found / found.sum(), perfect=False)
 
 
 def encode_streams(streams, tables) -> bytes:
@@ -87,23 +93,3 @@ def decode_streams(cursor: Cursor, sizes, tables) -> list[np.ndarray]:
     if not coder.is_empty():
         raise Corrupt("holds an entropy-coded stream that does not end where its symbols do")
     return out
-
-
-def encode_symbols(symbols: np.ndarray, k: int) -> bytes:
-    """Symbols 0..k-1 with their table in front.
-
-    Example:
-        >>> data = encode_symbols(np.array([0, 1, 1, 1]), 2)
-        >>> decode_symbols(Cursor(data), 4, 2).tolist()
-        [0, 1, 1, 1]
-    """
-    table = levels(np.bincount(symbols, minlength=k))
-    return table.tobytes() + encode_streams([symbols], [table])
-
-
-def decode_symbols(cursor: Cursor, size: int, k: int) -> np.ndarray:
-    """The inverse of `encode_symbols`, as int32."""
-    if k > SYMBOL_LIMIT:
-        raise Corrupt(f"declares {k} symbols where at most {SYMBOL_LIMIT} can be")
-    table = cursor.array(np.uint8, k)
-    return decode_streams(cursor, [size], [table])[0]

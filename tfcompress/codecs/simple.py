@@ -4,7 +4,8 @@ import numpy as np
 
 from tfcompress.codecs.bits import Corrupt, Cursor, deflate, inflate, varint
 from tfcompress.codecs.coding import Coding, element_count, register, word_dtype
-from tfcompress.codecs.entropy import decode_symbols, encode_symbols, entropy_bytes
+from tfcompress.codecs.entropy import entropy_bytes
+from tfcompress.codecs.tables import decode_symbols, encode_symbols
 from tfcompress.codecs.words import Tensor
 
 _ZSTD_LEVELS = {"fast": (1,), "normal": (1, 3), "best": (1, 3, 19)}
