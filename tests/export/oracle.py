@@ -19,7 +19,9 @@ def bake(layer, axis: int, seed: int, largest: tuple[float, float] = (0.85, 1.3)
 
 def to_codes(value: np.ndarray, r: Range) -> np.ndarray:
     limit = 2 ** (r.bits - 1)
-    return np.clip(np.rint(value.astype(np.float32) / np.float32(r.scale)) + r.zero_point, -limit, limit - 1).astype(np.int64)
+    return np.clip(np.rint(value.astype(np.float32) / np.float32(r.scale)) + r.zero_point, -limit, limit - 1).astype(
+        np.int64
+    )
 
 
 def rescale(accumulator: np.ndarray, source: Range, unit: np.ndarray, target: Range, relu: bool = False) -> np.ndarray:
@@ -65,7 +67,12 @@ def stored(path) -> dict[str, dict]:
     found = {}
     for detail in made.get_tensor_details():
         q = detail["quantization_parameters"]
-        entry = {"scales": q["scales"], "zero_points": q["zero_points"], "axis": q["quantized_dimension"], "dtype": detail["dtype"]}
+        entry = {
+            "scales": q["scales"],
+            "zero_points": q["zero_points"],
+            "axis": q["quantized_dimension"],
+            "dtype": detail["dtype"],
+        }
         try:
             entry["values"] = np.array(made.get_tensor(detail["index"]))
         except ValueError:

@@ -57,7 +57,9 @@ def test_c20_int8_against_keras(worker, convnet, images, all_precisions, tmp_pat
     assert report.verification.agreement == 1.0
     assert report.verification.runs == {"xnnpack": "ok", "builtin": "ok"}
     assert _error(report.path, convnet, images) == pytest.approx(report.verification.max_error, rel=1e-4)
-    full = export.tflite(convnet, tmp_path / "i.tflite", "int8", calibration=images, boundary="int8", worker=worker, verbose=0)
+    full = export.tflite(
+        convnet, tmp_path / "i.tflite", "int8", calibration=images, boundary="int8", worker=worker, verbose=0
+    )
     ends = oracle.stored(tmp_path / "i.tflite")
     assert ends["image"]["dtype"] == ends["scores"]["dtype"] == np.int8
     assert not {"QUANTIZE", "DEQUANTIZE"} & set(oracle.operators(tmp_path / "i.tflite"))
@@ -106,7 +108,9 @@ def test_c21_as_good_as_the_stock_converter(worker, convnet, images, all_precisi
     savedmodel.write(convnet, savedmodel.signature(convnet, None, 1), tmp_path / "saved")
     np.savez(tmp_path / "data.npz", image=images)
     out = tmp_path / "stock.tflite"
-    worker.request("stock", saved_model=str(tmp_path / "saved"), out=str(out), precision="int8", data=str(tmp_path / "data.npz"))
+    worker.request(
+        "stock", saved_model=str(tmp_path / "saved"), out=str(out), precision="int8", data=str(tmp_path / "data.npz")
+    )
     assert all_precisions["int8"].verification.max_error <= 1.01 * _error(out, convnet, images)
     assert all_precisions["int8"].size <= out.stat().st_size
 
@@ -143,7 +147,9 @@ def test_c24_sparse_files_beat_the_dense_ones_or_are_refused(worker, tmp_path):
         model.get_layer(name).set_weights([kernel, model.get_layer(name).get_weights()[1]])
     data = np.random.default_rng(0).random((16, 32, 32, 3), dtype=np.float32)
     offered = ("float32", "float16", "int8", "int16x8")
-    dense = export.convert(model, {tmp_path / f"d{p}.tflite": p for p in offered}, calibration=data, worker=worker, verbose=0)
+    dense = export.convert(
+        model, {tmp_path / f"d{p}.tflite": p for p in offered}, calibration=data, worker=worker, verbose=0
+    )
     files = {tmp_path / f"s{p}.tflite": p for p in offered}
     sparse = export.convert(model, files, calibration=data, sparse=True, worker=worker, verbose=0)
     for precision in offered:
@@ -158,7 +164,9 @@ def test_c24_sparse_files_beat_the_dense_ones_or_are_refused(worker, tmp_path):
     assert len(zeros) == 2
     for precision in ("dynamic", "int4"):
         with pytest.raises(CompressionError, match="not offered"):
-            export.tflite(model, tmp_path / "no.tflite", precision, calibration=data, sparse=True, worker=worker, verbose=0)
+            export.tflite(
+                model, tmp_path / "no.tflite", precision, calibration=data, sparse=True, worker=worker, verbose=0
+            )
     filled = keras.Model(image, layers.Flatten()(layers.Conv2D(2, 3)(image)))
     with pytest.raises(CompressionError, match="gains nothing"):
         export.tflite(filled, tmp_path / "no.tflite", sparse=True, samples=data, worker=worker, verbose=0)
@@ -174,7 +182,11 @@ def test_c27_dense_scales_by_target(worker, tmp_path):
     for target in ("xnnpack", "nnapi", "tflm-legacy"):
         path = tmp_path / f"{target}.tflite"
         report = export.tflite(model, path, "int8", calibration=data, target=target, worker=worker, verbose=0)
-        weights = [e for e in oracle.stored(path).values() if e["dtype"] == np.int8 and e["values"] is not None and e["values"].shape == (32, 64)]
+        weights = [
+            e
+            for e in oracle.stored(path).values()
+            if e["dtype"] == np.int8 and e["values"] is not None and e["values"].shape == (32, 64)
+        ]
         scales[target] = len(weights[0]["scales"])
         assert report.verification.max_error < 0.02
         assert report.verification.agreement > 0.9
@@ -201,7 +213,9 @@ def test_c29_silent_float_remains_are_listed(worker, tmp_path):
     x = layers.Lambda(keras.ops.sin, name="wave")(x)
     model = keras.Model(image, layers.Dense(3, name="d")(layers.Flatten()(layers.Conv2D(4, 3, name="c2")(x))))
     data = np.random.default_rng(0).random((16, 8, 8, 3), dtype=np.float32)
-    report = export.tflite(model, tmp_path / "s.tflite", "int8", calibration=data, boundary="int8", worker=worker, verbose=0)
+    report = export.tflite(
+        model, tmp_path / "s.tflite", "int8", calibration=data, boundary="int8", worker=worker, verbose=0
+    )
     (remains,) = report.verification.census.float_operators
     assert (remains.kind, remains.layer, remains.dequantize, remains.quantize) == ("SIN", "wave", 1, 1)
     assert remains.elements == 36 * 4
@@ -232,7 +246,9 @@ def test_operators_that_the_quantizer_leaves_float_become_integer(worker, tmp_pa
     x = layers.GlobalMaxPooling2D()(keras.ops.abs(layers.Conv2D(6, 3)(x)))
     model = keras.Model(image, layers.Dense(3)(x))
     data = np.random.default_rng(0).normal(size=(16, 8, 8, 4)).astype(np.float32)
-    report = export.tflite(model, tmp_path / "c.tflite", "int8", calibration=data, boundary="int8", worker=worker, verbose=0)
+    report = export.tflite(
+        model, tmp_path / "c.tflite", "int8", calibration=data, boundary="int8", worker=worker, verbose=0
+    )
     counts = report.verification.census.operators
     assert report.verification.census.float_operators == []
     assert not {"QUANTIZE", "DEQUANTIZE"} & set(counts)

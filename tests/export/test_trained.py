@@ -153,21 +153,30 @@ def test_four_bit_grids_arrive_in_four_bits(worker, tmp_path):
     types = {c.name: c.dtype for c in info.constants if len(c.shape) == 2}
     assert sorted(types.values()) == ["int4", "int8"]
     with pytest.raises(CompressionError, match="4 bits"):
-        export.tflite(model, path, "int4", record=Record({"a.kernel": Grid(unit), "b.kernel": wide}), calibration=data, worker=worker, verbose=0)
+        export.tflite(
+            model,
+            path,
+            "int4",
+            record=Record({"a.kernel": Grid(unit), "b.kernel": wide}),
+            calibration=data,
+            worker=worker,
+            verbose=0,
+        )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_litert_quantizer_takes_a_statistic_for_a_weight():
     """The undocumented behaviour that the export stands on, without anything of ours."""
+    import tensorflow as tf
     from ai_edge_litert.tools import flatbuffer_utils
     from litert_quantizer import recipe
     from litert_quantizer.quantizer import Quantizer
 
-    import tensorflow as tf
-
     keras.utils.set_random_seed(0)
     weight = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
-    scale = (np.abs(weight).max(1, keepdims=True) / 127 * np.array([[0.9], [1.0], [1.1], [1.2], [1.4]])[:1]).astype(np.float32)
+    scale = (np.abs(weight).max(1, keepdims=True) / 127 * np.array([[0.9], [1.0], [1.1], [1.2], [1.4]])[:1]).astype(
+        np.float32
+    )
 
     class Net(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec((1, 5), tf.float32, name="x")])
@@ -182,7 +191,9 @@ def test_litert_quantizer_takes_a_statistic_for_a_weight():
     constant = next(t.name.decode() for t in file.subgraphs[0].tensors if list(t.shape) == [6, 5])
     statistics = {name: {"min": np.float32(-1), "max": np.float32(1)} for name in names}
     statistics[constant] = {"min": -127 * scale, "max": 127 * scale}
-    made = Quantizer(bytearray(data), recipe.static_wi8_ai8()).quantize(statistics, enable_progress_bar=False, enable_progress_report=False)
+    made = Quantizer(bytearray(data), recipe.static_wi8_ai8()).quantize(
+        statistics, enable_progress_bar=False, enable_progress_report=False
+    )
     out = flatbuffer_utils.read_model_from_bytearray(bytearray(made.quantized_model))
     tensor = next(t for t in out.subgraphs[0].tensors if t.name.decode() == constant)
     np.testing.assert_allclose(tensor.quantization.scale, scale.ravel(), rtol=2e-7)
@@ -193,7 +204,9 @@ def test_litert_quantizer_takes_a_statistic_for_a_weight():
 def _errors(model, record, worker, tmp_path, **options):
     data = np.random.default_rng(0).random((16, *model.inputs[0].shape[1:]), dtype=np.float32)
     with pytest.raises(CompressionError) as caught:
-        export.tflite(model, tmp_path / "no.tflite", "int8", record=record, calibration=data, worker=worker, verbose=0, **options)
+        export.tflite(
+            model, tmp_path / "no.tflite", "int8", record=record, calibration=data, worker=worker, verbose=0, **options
+        )
     assert not (tmp_path / "no.tflite").exists()
     return str(caught.value)
 
@@ -216,7 +229,9 @@ def test_a_weight_that_the_converter_changed_is_an_error_that_names_it(worker, t
     x = keras.Input((6,), name="x")
     dense = layers.Dense(5, name="d")
     # A factor for each input channel goes into the kernel of the next product, and voids its grid.
-    model = keras.Model(x, dense(layers.ReLU(name="r")(x) * keras.ops.convert_to_tensor(np.linspace(0.5, 2, 6, dtype=np.float32))))
+    model = keras.Model(
+        x, dense(layers.ReLU(name="r")(x) * keras.ops.convert_to_tensor(np.linspace(0.5, 2, 6, dtype=np.float32)))
+    )
     grid, _ = oracle.bake(dense, -1, 0)
     text = _errors(model, Record({"d.kernel": grid}), worker, tmp_path)
     assert "'d.kernel'" in text
@@ -241,7 +256,9 @@ def test_tied_and_fixed_ranges_that_contradict_are_errors(worker, tmp_path):
     assert "SOFTMAX" in _errors(model, Record({}, {"s": Range(0.01, -128)}), worker, tmp_path)
     same = Record({}, {"c": Range(0.02, -128), "pool": Range(0.02, -128), "s": Range(1 / 256, -128)})
     data = np.random.default_rng(0).random((16, 8, 8, 3), dtype=np.float32)
-    report = export.tflite(model, tmp_path / "yes.tflite", "int8", record=same, calibration=data, worker=worker, verbose=0)
+    report = export.tflite(
+        model, tmp_path / "yes.tflite", "int8", record=same, calibration=data, worker=worker, verbose=0
+    )
     assert report.verification.read_back["ranges"] >= 3
     assert "image" in report.calibrated
 
@@ -257,7 +274,9 @@ def test_nested_shared_and_transposed_weights_are_found(worker, tmp_path):
     grids = {"block/c.kernel": oracle.bake(conv, -1, 0)[0], "up.kernel": oracle.bake(up, -2, 1)[0]}
     record = Record(grids, {"block/r": Range(0.031, -128), "up": Range(0.02, 5)})
     data = np.random.default_rng(0).random((16, 8, 8, 4), dtype=np.float32)
-    report = export.tflite(model, tmp_path / "n.tflite", "int8", record=record, calibration=data, worker=worker, verbose=0)
+    report = export.tflite(
+        model, tmp_path / "n.tflite", "int8", record=record, calibration=data, worker=worker, verbose=0
+    )
     # Both calls of the block carry its range; the converter keeps one kernel for both.
     assert report.verification.read_back == {"ranges": 2, "weights": 2}
     assert report.verification.max_error < 0.2
@@ -266,7 +285,10 @@ def test_nested_shared_and_transposed_weights_are_found(worker, tmp_path):
 def test_a_concatenation_shares_one_range(worker, tmp_path):
     keras.utils.set_random_seed(0)
     x = keras.Input((8, 8, 3), name="x")
-    left, right = layers.Conv2D(4, 3, activation="relu", name="l")(x), layers.Conv2D(4, 3, activation="relu", name="r")(x)
+    left, right = (
+        layers.Conv2D(4, 3, activation="relu", name="l")(x),
+        layers.Conv2D(4, 3, activation="relu", name="r")(x),
+    )
     model = keras.Model(x, layers.Conv2D(2, 1, name="o")(layers.Concatenate(name="cat")([left, right])))
     data = np.random.default_rng(0).random((16, 8, 8, 3), dtype=np.float32)
     path = tmp_path / "c.tflite"
@@ -277,7 +299,9 @@ def test_a_concatenation_shares_one_range(worker, tmp_path):
     export.tflite(model, path, "int8", record=record, calibration=data, boundary="int8", worker=worker, verbose=0)
     assert "QUANTIZE" not in oracle.operators(path)
     apart = Record({}, {"l": Range(0.01, -128), "r": Range(0.02, -128), "cat": Range(0.02, -128)})
-    report = export.tflite(model, path, "int8", record=apart, calibration=data, boundary="int8", worker=worker, verbose=0)
+    report = export.tflite(
+        model, path, "int8", record=apart, calibration=data, boundary="int8", worker=worker, verbose=0
+    )
     assert oracle.operators(path).count("QUANTIZE") == 1
     assert report.verification.read_back["ranges"] == 3
 
@@ -292,7 +316,9 @@ def test_an_embedding_shares_its_tables_grid(worker, tmp_path):
     table.set_weights([codes * unit])
     data = np.random.default_rng(0).integers(0, 11, (32, 6)).astype(np.int32)
     path = tmp_path / "e.tflite"
-    report = export.tflite(model, path, "int8", record=Record({"e.embeddings": Grid(unit)}), calibration=data, worker=worker, verbose=0)
+    report = export.tflite(
+        model, path, "int8", record=Record({"e.embeddings": Grid(unit)}), calibration=data, worker=worker, verbose=0
+    )
     kept = [e for e in oracle.stored(path).values() if e["values"] is not None and e["values"].shape == (11, 8)]
     assert np.array_equal(kept[0]["values"], codes)
     assert kept[0]["scales"] == unit.ravel()

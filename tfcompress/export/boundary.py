@@ -23,7 +23,11 @@ def set_boundary(graph: Graph, boundary: str, raw: dict[str, Range] | None = Non
         for t in [int(t) for t in (graph.subgraph.inputs if inputs else graph.subgraph.outputs)]:
             tensor = graph.tensors[t]
             own = (raw or {}).get(graph.name(t)) if inputs else None
-            if tensor.type in (INT8, INT16) and tensor.quantization is not None and tensor.quantization.scale is not None:
+            if (
+                tensor.type in (INT8, INT16)
+                and tensor.quantization is not None
+                and tensor.quantization.scale is not None
+            ):
                 _set_end(graph, t, inputs, boundary, own)
     set_versions(graph)
 
@@ -38,7 +42,9 @@ def _set_end(graph: Graph, t: int, inputs: bool, boundary: str, raw: Range | Non
     elif boundary in ("uint8", "int8") and inner == "int8":
         kind, quantization = (UINT8 if boundary == "uint8" else INT8), _shifted(tensor.quantization, boundary, raw)
     else:
-        raise CompressionError(f"boundary={boundary!r} does not fit a file whose activations are {inner}; use 'float32' or {inner!r}.")
+        raise CompressionError(
+            f"boundary={boundary!r} does not fit a file whose activations are {inner}; use 'float32' or {inner!r}."
+        )
     name = graph.name(t)
     tensor.name = f"{name}/{inner}".encode()
     end = graph.add_tensor(name, graph.shape(t), kind, None, quantization)

@@ -64,7 +64,9 @@ def collect(data: bytes, runs: list[list[np.ndarray]], percentile: float | None 
                 kept.setdefault(name, []).append(flat[:: max(1, len(flat) * len(runs) // _KEPT)].copy())
     if percentile is not None:
         for name, parts in kept.items():
-            low[name], high[name] = (float(q) for q in np.percentile(np.concatenate(parts), [100 - percentile, percentile]))
+            low[name], high[name] = (
+                float(q) for q in np.percentile(np.concatenate(parts), [100 - percentile, percentile])
+            )
     return Statistics(low, high, sum(len(run[0]) for run in runs))
 
 

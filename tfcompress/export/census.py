@@ -123,8 +123,12 @@ def _float_operators(graph: Graph, layers: dict[str, str]) -> list[FloatOperator
         kind = graph.kind(op)
         if kind in _CONVERSIONS or not _is_float(graph, op):
             continue
-        before = sum(t in producers and graph.kind(graph.operators[producers[t]]) == "DEQUANTIZE" for t in map(int, op.inputs))
-        behind = sum(graph.kind(graph.operators[i]) == "QUANTIZE" for t in map(int, op.outputs) for i in consumers.get(t, []))
+        before = sum(
+            t in producers and graph.kind(graph.operators[producers[t]]) == "DEQUANTIZE" for t in map(int, op.inputs)
+        )
+        behind = sum(
+            graph.kind(graph.operators[i]) == "QUANTIZE" for t in map(int, op.outputs) for i in consumers.get(t, [])
+        )
         name = graph.name(int(op.outputs[0]))
         elements = sum(int(np.prod(graph.shape(int(t)))) for t in op.outputs)
         found.append(FloatOperator(kind, name, layers.get(name), macs(graph, op), elements, before, behind))

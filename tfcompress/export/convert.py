@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import tempfile
 import time
+from typing import Any
 
 from tfcompress.errors import CompressionError
 from tfcompress.export import boundary as ends
@@ -11,13 +12,13 @@ from tfcompress.export import halffloat, quantize, ranges, targets
 from tfcompress.export import sparse as sparsity
 from tfcompress.export.flatbuffer import Graph
 from tfcompress.export.match import file_weights
-from tfcompress.export.normalise import without_inputs
 from tfcompress.export.ranges import Trained
-from tfcompress.export.readback import Expected
+from tfcompress.export.readback import Expected, read_back
 from tfcompress.export.repair import repair
-from tfcompress.export.reports import ExportReport
+from tfcompress.export.reports import ExportReport, VerifyReport
 from tfcompress.export.session import FloatFile, Session
 from tfcompress.export.targets import Target
+from tfcompress.export.verify import Origin
 from tfcompress.export.verify import verify as verify_file
 from tfcompress.export.versions import set_versions
 from tfcompress.export.worker import Worker, WorkerError, shared
@@ -127,26 +128,11 @@ def convert(
     Raises:
         CompressionError: see `tflite`.
     """
-    preset = targets.target_of(target)
-    plans = {}
-    for path, precision in files.items():
-        own_boundary = boundary if precision in _INTEGER else "float32"
-        targets.check_request(preset, precision, own_boundary)
-        per_tensor = preset.per_tensor_dense if per_tensor_dense is None else per_tensor_dense
-        plans[path] = Options(precision, own_boundary, preset, strict, sparse, percentile, per_tensor)
-        if sparse:
-            sparsity.check_offered(precision)
+    plans = _plans(files, boundary, targets.target_of(target), strict, sparse, percentile, per_tensor_dense)
     session = Session(
-        model,
-        record=record,
-        samples=samples,
-        calibration=calibration,
-        batch=batch,
-        normalisation=normalisation,
-        worker=worker or shared(),
-        timeout=timeout,
-        custom_ops=custom_ops,
-    )
+        model, record=record, samples=samples, calibration=calibration, batch=batch, normalisation=normalisation,
+        worker=worker or shared(), timeout=timeout, custom_ops=custom_ops,
+    )  # fmt: skip
     reports = {}
     for path, options in plans.items():
         start, shared_before = time.perf_counter(), sum(session.seconds.values())
@@ -158,6 +144,19 @@ def convert(
     return reports
 
 
+def _plans(files, boundary, preset: Target, strict, sparse, percentile, per_tensor_dense) -> dict[Any, Options]:
+    """Every file's options, checked before anything is converted."""
+    per_tensor = preset.per_tensor_dense if per_tensor_dense is None else per_tensor_dense
+    plans = {}
+    for path, precision in files.items():
+        own = boundary if precision in _INTEGER else "float32"
+        targets.check_request(preset, precision, own)
+        if sparse:
+            sparsity.check_offered(precision)
+        plans[path] = Options(precision, own, preset, strict, sparse, percentile, per_tensor)
+    return plans
+
+
 def _build(session: Session, options: Options) -> Built:
     """The bytes of one file, run once in the worker; a file that the repair pass breaks is made again without it."""
     build = _integer if options.precision in _INTEGER else _floating
@@ -166,15 +165,24 @@ def _build(session: Session, options: Options) -> Built:
     if problem and options.precision in _INTEGER:
         again = build(session, options, False)
         if not _smoke(session, again.data):
-            again.notes.append(f"operators unknown to litert-quantizer stay float: integer forms of them do not run ({problem})")
+            again.notes.append(
+                f"operators unknown to litert-quantizer stay float: integer forms of them do not run ({problem})"
+            )
             built, problem = again, None
     if problem:
         raise CompressionError(f"The {options.precision} file does not run: {problem}")
     if options.sparse:
+        found, _ = read_back(Graph(built.data), built.expected)
+        if found:
+            raise CompressionError("The file does not hold what was trained:\n  - " + "\n  - ".join(found))
         dense = len(built.data)
         built.data, names = sparsity.sparsify(built.data)
-        built.notes.append(f"{len(names)} weights stored sparse: {len(built.data):,} bytes, {dense:,} dense; no faster on x86")
-        built.notes += [f"not on XNNPACK's sparse kernels on Arm: {reason}" for reason in sparsity.arm_rules(built.data)[:3]]
+        built.notes.append(
+            f"{len(names)} weights stored sparse: {len(built.data):,} bytes, {dense:,} dense; no faster on x86"
+        )
+        built.notes += [
+            f"not on XNNPACK's sparse kernels on Arm: {reason}" for reason in sparsity.arm_rules(built.data)[:3]
+        ]
         problem = _smoke(session, built.data)
         if problem:
             raise CompressionError(f"sparse=True is not possible for this {options.precision} file: {problem}")
@@ -233,14 +241,33 @@ def _integer(session: Session, options: Options, collapse: bool) -> Built:
     data = graph.to_bytes()
     known = {name: (operation, plan[name]) for name, (operation, _) in trained.ranges.items() if name in plan}
     expected = _expected(source.graph, graph, known, trained)
-    counts = {"trained": len(known), "calibrated": len(calibrated), "fixed or tied": len(plan) - len(known) - len(calibrated)}
+    counts = {
+        "trained": len(known),
+        "calibrated": len(calibrated),
+        "fixed or tied": len(plan) - len(known) - len(calibrated),
+    }
     products = [w for w in file_weights(source.graph) if w.axis is not None]
-    weights = {"trained": len(expected.weights), "by extremes": sum(source.graph.name(w.tensor) not in trained.scales for w in products)}
+    weights = {
+        "trained": len(expected.weights),
+        "by extremes": sum(source.graph.name(w.tensor) not in trained.scales for w in products),
+    }
     listed = [source.layers.get(name, name) for name in calibrated] if session.record.outputs else []
-    return Built(data, source, prepended, trained, expected, counts, weights, list(dict.fromkeys(listed)), notes + more + trained.notes)
+    return Built(
+        data,
+        source,
+        prepended,
+        trained,
+        expected,
+        counts,
+        weights,
+        list(dict.fromkeys(listed)),
+        notes + more + trained.notes,
+    )
 
 
-def _ranges(session, options, source: FloatFile, trained: Trained, unrolled, prepended, bits) -> tuple[dict[str, Range], list[str]]:
+def _ranges(
+    session, options, source: FloatFile, trained: Trained, unrolled, prepended, bits
+) -> tuple[dict[str, Range], list[str]]:
     """One range an activation, with calibration where something is left to calibrate."""
     have_data = session.calibration is not None or (bool(session.record.outputs) and session.has_samples)
     if not have_data:
@@ -261,10 +288,20 @@ def _narrow(graph: Graph, trained: Trained, record: Record) -> set[str]:
     """The weights to be stored in 4 bits: all that the runtime has a kernel for, and whose grid fits where one was trained."""
     able = {graph.name(int(op.inputs[1])) for op in graph.operators if graph.kind(op) in quantize.NARROW}
     able = {name for name in able if graph.is_constant(graph.by_name()[name])}
-    wide = {name for name in able if name in trained.scales and (trained.scales[name][1].high > 7 or trained.scales[name][1].low < -8)}
+    wide = {
+        name
+        for name in able
+        if name in trained.scales and (trained.scales[name][1].high > 7 or trained.scales[name][1].low < -8)
+    }
     if not able - wide:
-        reason = "its grids hold codes up to 127; train it with 4 bits" if wide else "it has no CONV_2D or FULLY_CONNECTED weight"
-        raise CompressionError(f"precision='int4' has nothing to store in 4 bits in this model: {reason}, or export int8.")
+        reason = (
+            "its grids hold codes up to 127; train it with 4 bits"
+            if wide
+            else "it has no CONV_2D or FULLY_CONNECTED weight"
+        )
+        raise CompressionError(
+            f"precision='int4' has nothing to store in 4 bits in this model: {reason}, or export int8."
+        )
     return able - wide
 
 
@@ -280,7 +317,9 @@ def _expected(float_graph: Graph, graph: Graph, known: dict[str, tuple[str, Rang
     return Expected(known, weights)
 
 
-def _finish(session: Session, path, options: Options, built: Built, check: bool, simulated, seconds: float) -> ExportReport:
+def _finish(
+    session: Session, path, options: Options, built: Built, check: bool, simulated, seconds: float
+) -> ExportReport:
     report = ExportReport(
         path=str(path),
         precision=options.precision,
@@ -301,37 +340,37 @@ def _finish(session: Session, path, options: Options, built: Built, check: bool,
         report.verification = _verified(session, path, options, built, simulated)
         report.seconds["verification"] = time.perf_counter() - start
         if options.strict and options.target.name == "xnnpack" and report.verification.runs.get("xnnpack") != "ok":
-            raise CompressionError(f"{path} does not run with XNNPACK: {report.verification.runs['xnnpack']} strict=False writes it anyway.")
+            raise CompressionError(
+                f"{path} does not run with XNNPACK: {report.verification.runs['xnnpack']} strict=False writes it anyway."
+            )
     write_bytes(path, built.data)
     return report
 
 
-def _verified(session: Session, path, options: Options, built: Built, simulated):
+def _verified(session: Session, path, options: Options, built: Built, simulated) -> VerifyReport:
     integer = options.precision in _INTEGER
     reference, name = session.plain, "the float Keras model"
     if integer and simulated is not None:
         reference, name = simulated, "the simulated network"
     elif integer and session.attached is not None and session.record:
         reference, name = session.attached, "the simulated network (the attached model)"
-    feed = session.normalisation.raw if built.prepended else None
-    # A sparse file's weights are read back before they are made sparse; their bytes are the same numbers.
-    expected = None if options.sparse else built.expected
-    report = verify_file(
-        built.data,
-        reference,
-        dict(zip((p.name for p in session.ports.inputs), session.samples, strict=True)) if feed is None else session.samples,
+    origin = Origin(
         label=str(path),
         compared_with=name,
-        target=options.target.name,
-        expected=expected,
+        # A sparse file's weights were read back before they were made sparse.
+        expected=Expected({}, {}) if options.sparse else built.expected,
         float_file=built.source.data,
         layers=built.source.layers,
         origins=built.source.origins,
-        feed=feed,
-        worker=session.worker,
+        feed=session.normalisation.raw if built.prepended else None,
+    )
+    report = verify_file(
+        built.data, reference, session.samples, target=options.target.name, worker=session.worker, origin=origin
     )
     if options.per_tensor_dense and integer and report.max_error > 0.1:
-        report.warnings.append("the largest error is above 10 % of the range; one scale a dense weight may be too coarse for this model")
+        report.warnings.append(
+            "the largest error is above 10 % of the range; one scale a dense weight may be too coarse for this model"
+        )
     return report
 
 

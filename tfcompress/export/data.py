@@ -26,7 +26,9 @@ def as_inputs(data, ports: tuple[Port, ...] | None, what: str) -> list[np.ndarra
         )
     counts = {len(array) for array in arrays}
     if len(counts) != 1 or 0 in counts:
-        raise CompressionError(f"{what} needs at least one sample and the same number for every input; it has {sorted(counts)}.")
+        raise CompressionError(
+            f"{what} needs at least one sample and the same number for every input; it has {sorted(counts)}."
+        )
     checked = []
     for i, array in enumerate(arrays):
         name = ports[i].name if ports is not None else str(i)
@@ -49,7 +51,9 @@ def _collect(data, ports, what: str) -> list[np.ndarray]:
         missing = [name for name in names if name not in data]
         if unknown or missing:
             hint = nearest(unknown[0], names) if unknown else ""
-            raise CompressionError(f"{what} must have the inputs' names {names}; unknown {unknown}, missing {missing}. {hint}")
+            raise CompressionError(
+                f"{what} must have the inputs' names {names}; unknown {unknown}, missing {missing}. {hint}"
+            )
         return [np.asarray(data[name]) for name in names]
     if isinstance(data, list | tuple):
         several = ports is not None and len(ports) > 1
@@ -60,7 +64,9 @@ def _collect(data, ports, what: str) -> list[np.ndarray]:
         return [np.asarray(data)]
     if hasattr(data, "__iter__"):
         return _from_batches(data, ports, what)
-    raise CompressionError(f"{what} must be an array, a list or dict of arrays, or batches of them, not {type(data).__name__}.")
+    raise CompressionError(
+        f"{what} must be an array, a list or dict of arrays, or batches of them, not {type(data).__name__}."
+    )
 
 
 def _from_batches(data, ports, what: str) -> list[np.ndarray]:
@@ -85,7 +91,9 @@ def _fit(array: np.ndarray, port: Port, what: str) -> np.ndarray:
             hint = " Samples go along a first axis: pass x[None]."
         elif array.shape[1:] + (1,) == shape:
             hint = " Add the channel axis: x[..., None]."
-        raise CompressionError(f"{what} for input {port.name!r} has shape {array.shape}; expected (samples, {str(shape)[1:]}.{hint}")
+        raise CompressionError(
+            f"{what} for input {port.name!r} has shape {array.shape}; expected (samples, {str(shape)[1:]}.{hint}"
+        )
     return array.astype(port.dtype)
 
 

@@ -15,7 +15,17 @@ from tfcompress.export import litert
 _IDENTIFIER = b"TFL3"
 # The schema's TensorType values; INT4 is unpacked by `constant`.
 FLOAT32, FLOAT16, INT32, UINT8, INT64, BOOL, INT16, INT8, INT4 = 0, 1, 2, 3, 4, 6, 7, 9, 17
-DTYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8", 10: "float64"}
+DTYPES = {
+    0: "float32",
+    1: "float16",
+    2: "int32",
+    3: "uint8",
+    4: "int64",
+    6: "bool",
+    7: "int16",
+    9: "int8",
+    10: "float64",
+}
 TYPE_NAMES = {**DTYPES, 5: "string", 17: "int4"}
 _TYPES = {name: code for code, name in TYPE_NAMES.items()}
 
@@ -30,6 +40,11 @@ def builtin_names() -> dict[int, str]:
 def builtin_codes() -> dict[str, int]:
     """Operator name -> code."""
     return {name: code for code, name in builtin_names().items()}
+
+
+def kinds(text: str) -> tuple[str, ...]:
+    """Operator names, written as words: the tables of this package are lists of them."""
+    return tuple(text.split())
 
 
 class Graph:
@@ -141,7 +156,11 @@ class Graph:
         """Index of the operator code with this version, added when it is missing."""
         codes = self.model.operatorCodes
         for index, code in enumerate(codes):
-            if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin and code.version == version and not code.customCode:
+            if (
+                max(code.builtinCode, code.deprecatedBuiltinCode) == builtin
+                and code.version == version
+                and not code.customCode
+            ):
                 return index
         code = litert.schema().OperatorCodeT()
         code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), version
@@ -216,7 +235,7 @@ def _aligned_buffer() -> type:
     """BufferT that is written 16-byte aligned, as the schema asks; the generated writer leaves it at four."""
     schema = litert.schema()
 
-    class Aligned(schema.BufferT):
+    class Aligned(schema.BufferT):  # type: ignore[name-defined]
         def Pack(self, builder):
             if self.data is None or not len(self.data):
                 return super().Pack(builder)

@@ -93,7 +93,9 @@ def _name_ends(view: Graph, names: dict[int, str], ports: Signature) -> None:
         taken.add(names[t])
     if entry is not None:
         # Keras's order, which the converter does not keep.
-        entry.inputs = sorted(entry.inputs or [], key=lambda item: [p.name for p in ports.inputs].index(item.name.decode()))
+        entry.inputs = sorted(
+            entry.inputs or [], key=lambda item: [p.name for p in ports.inputs].index(item.name.decode())
+        )
         entry.outputs = sorted(entry.outputs or [], key=lambda item: ports.outputs.index(item.name.decode()))
         view.subgraph.inputs = _ordered(view.subgraph.inputs, entry.inputs)
         view.subgraph.outputs = _ordered(view.subgraph.outputs, entry.outputs)

@@ -45,7 +45,9 @@ def _halve_one(view: Graph, t: int) -> int | None:
     with np.errstate(over="ignore"):
         short = values.astype(np.float16)
     if np.isinf(short).any() and np.isfinite(values).all():
-        raise CompressionError(f"{view.name(t)} holds {np.abs(values).max():g}, and float16 ends at 65504; export float32 instead.")
+        raise CompressionError(
+            f"{view.name(t)} holds {np.abs(values).max():g}, and float16 ends at 65504; export float32 instead."
+        )
     name = view.name(t)
     view.set_constant(t, short)
     view.tensors[t].name = f"{name}/half".encode()

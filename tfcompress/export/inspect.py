@@ -66,7 +66,9 @@ class FileInfo:
         from rich.console import Group
         from rich.table import Table
 
-        head = Table(title=f"{self.path}: {self.size:,} bytes, {self.precision}, {self.census.macs:,} MACs", title_justify="left")
+        head = Table(
+            title=f"{self.path}: {self.size:,} bytes, {self.precision}, {self.census.macs:,} MACs", title_justify="left"
+        )
         for name in ("operator", "output", "shape", "type", "MACs"):
             head.add_column(name, justify="right" if name == "MACs" else "left")
         for op in self.operators:
@@ -75,7 +77,15 @@ class FileInfo:
         for name in ("name", "shape", "type", "bytes", "zeros", "distinct", "scales"):
             body.add_column(name)
         for c in self.constants:
-            body.add_row(c.name, "x".join(map(str, c.shape)), c.dtype, f"{c.size:,}", f"{c.zeros:.1%}", str(c.distinct), str(c.scales))
+            body.add_row(
+                c.name,
+                "x".join(map(str, c.shape)),
+                c.dtype,
+                f"{c.size:,}",
+                f"{c.zeros:.1%}",
+                str(c.distinct),
+                str(c.scales),
+            )
         return Group(head, body)
 
     def __str__(self) -> str:
@@ -102,10 +112,19 @@ def inspect(path) -> FileInfo:
         for op in view.operators:
             first = int(op.outputs[0])
             operators.append(
-                OperatorRow(view.kind(op), view.name(first), view.shape(first), TYPE_NAMES.get(view.tensors[first].type, "?"), census.macs(view, op))
+                OperatorRow(
+                    view.kind(op),
+                    view.name(first),
+                    view.shape(first),
+                    TYPE_NAMES.get(view.tensors[first].type, "?"),
+                    census.macs(view, op),
+                )
             )
         constants += [row for t in range(len(view.tensors)) if (row := _constant(view, t)) is not None]
-    ends = [{graph.name(int(t)): (graph.shape(int(t)), TYPE_NAMES.get(graph.tensors[int(t)].type, "?")) for t in side} for side in (graph.subgraph.inputs, graph.subgraph.outputs)]
+    ends = [
+        {graph.name(int(t)): (graph.shape(int(t)), TYPE_NAMES.get(graph.tensors[int(t)].type, "?")) for t in side}
+        for side in (graph.subgraph.inputs, graph.subgraph.outputs)
+    ]
     return FileInfo(str(path), len(data), counted.precision, ends[0], ends[1], operators, constants, counted)
 
 
@@ -120,7 +139,9 @@ def _constant(view: Graph, t: int) -> ConstantRow | None:
         width = np.dtype({0: "f4", 1: "f2", 9: "i1"}.get(tensor.type, "i1")).itemsize
         stored = np.asarray(raw, np.uint8).view(f"V{width}")
         zeros = 1 - len(stored) / max(1, int(np.prod(shape)))
-        distinct = len(np.unique(stored.tobytes() and np.frombuffer(stored.tobytes(), {4: "f4", 2: "f2", 1: "i1"}[width]))) + (zeros > 0)
+        distinct = len(
+            np.unique(stored.tobytes() and np.frombuffer(stored.tobytes(), {4: "f4", 2: "f2", 1: "i1"}[width]))
+        ) + (zeros > 0)
     elif values is None:
         return None
     else:

@@ -5,6 +5,7 @@ sets of numbers up to a positive factor, which survives transposition, reshaping
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -42,38 +43,52 @@ def activations(named: list[Values], tensors: list[dict[str, np.ndarray]]) -> di
     Returns:
         {operation: tensor names, best first}; an empty list where no tensor agrees.
     """
-    prints = {name: [_print(probe[name]) for probe in tensors] for name in tensors[0]}
+    theirs = {name: [_Value(probe[name]) for probe in tensors] for name in tensors[0]}
     found: dict[str, list[str]] = {}
     for name in named[0]:
         found[name] = []
         for part in range(len(named[0][name])):
-            own = [_print(probe[name][part]) for probe in named]
-            distances = {t: _distance(own, theirs) for t, theirs in prints.items()}
+            own = [_Value(probe[name][part]) for probe in named]
+            distances = {t: _distance(own, values) for t, values in theirs.items()}
             good = sorted((d, t) for t, d in distances.items() if d is not None and d <= _TOLERANCE)
             found[name] += [t for _, t in good if t not in found[name]]
     return found
 
 
-def _print(value: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    flat = np.asarray(value, np.float64).ravel()
-    return flat, np.sort(flat), float(np.abs(flat).max(initial=0.0))
+class _Value:
+    """A tensor's numbers, with what can be compared of them at no cost."""
+
+    def __init__(self, value: np.ndarray):
+        self.flat = np.asarray(value, np.float32).ravel()
+        magnitudes = np.abs(self.flat)
+        self.top = float(magnitudes.max(initial=0.0))
+        self.means = (
+            np.array([self.flat.mean(dtype=np.float64), magnitudes.mean(dtype=np.float64)]) if self.flat.size else None
+        )
+
+    @functools.cached_property
+    def ordered(self) -> np.ndarray:
+        """The numbers sorted, for layouts that are transposed."""
+        return np.sort(self.flat)
 
 
-def _distance(a: list, b: list) -> float | None:
-    """Largest relative difference over the probes, flat or (for transposed layouts) sorted; None if sizes differ."""
+def _distance(a: list[_Value], b: list[_Value]) -> float | None:
+    """Largest relative difference over the probes, flat or (for transposed layouts) sorted; None if they cannot agree."""
     worst = 0.0
-    for (flat_a, sorted_a, top_a), (flat_b, sorted_b, top_b) in zip(a, b, strict=True):
-        if flat_a.size != flat_b.size or not flat_a.size:
+    for one, other in zip(a, b, strict=True):
+        if one.means is None or other.means is None or one.flat.size != other.flat.size:
             return None
-        top = max(top_a, top_b)
+        top = max(one.top, other.top)
+        if abs(one.top - other.top) > _TOLERANCE * top or (np.abs(one.means - other.means) > _TOLERANCE * top).any():
+            return None
         if top == 0.0:
             continue
-        if abs(top_a - top_b) > _TOLERANCE * top:
+        difference = np.abs(one.flat - other.flat).max() / top
+        if difference > _TOLERANCE:
+            difference = np.abs(one.ordered - other.ordered).max() / top
+        if difference > _TOLERANCE:
             return None
-        nearest = np.abs(flat_a - flat_b).max() / top
-        if nearest > _TOLERANCE:
-            nearest = np.abs(sorted_a - sorted_b).max() / top
-        worst = max(worst, float(nearest))
+        worst = max(worst, float(difference))
     return worst
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tfcompress import _keras_compat
 from tfcompress.errors import CompressionError, nearest
 from tfcompress.export.savedmodel import Signature
-from tfcompress.record import Range, Record
+from tfcompress.record import Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,19 @@ class Normalisation:
         for name, pair in pairs.items():
             port = next((p for p in floats if p.name == name), None)
             if port is None:
-                raise CompressionError(f"normalisation names {name!r}, which is no float input. {nearest(name, [p.name for p in floats])}")
+                raise CompressionError(
+                    f"normalisation names {name!r}, which is no float input. {nearest(name, [p.name for p in floats])}"
+                )
             try:
                 mean, std = (np.asarray(v, np.float32) for v in pair)
             except (TypeError, ValueError) as error:
                 raise CompressionError(f"normalisation of {name!r} must be (mean, std), got {pair!r}.") from error
             channels = port.shape[-1]
-            if any(v.size != 1 and v.shape != (channels,) for v in (mean, std)) or not (std > 0).all() or not np.isfinite(mean).all():
+            if (
+                any(v.size != 1 and v.shape != (channels,) for v in (mean, std))
+                or not (std > 0).all()
+                or not np.isfinite(mean).all()
+            ):
                 raise CompressionError(
                     f"normalisation of {name!r} must be finite numbers, std above 0, one or {channels} (channels) each; got mean {mean}, std {std}."
                 )
@@ -67,13 +73,17 @@ class Normalisation:
             # The integer that a raw 0 would have; a fraction is rounded, which moves every pixel by under half a level.
             ranges[name] = Range(float(np.float32(1 / float(std.ravel()[0]))), int(np.rint(centre)) - 128, 8)
             if centre != np.rint(centre):
-                notes.append(f"input {name!r}: mean {centre:g} became {np.rint(centre):g}, the nearest zero point ({abs(centre - np.rint(centre)):g} levels)")
+                notes.append(
+                    f"input {name!r}: mean {centre:g} became {np.rint(centre):g}, the nearest zero point ({abs(centre - np.rint(centre)):g} levels)"
+                )
         return ranges, notes
 
     def raw(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """The pixels whose normalised values the arrays are."""
         return [
-            (value * self.of_input[name][1] + self.of_input[name][0]).astype(np.float32) if name in self.of_input else value
+            (value * self.of_input[name][1] + self.of_input[name][0]).astype(np.float32)
+            if name in self.of_input
+            else value
             for name, value in zip(self.order, arrays, strict=True)
         ]
 
@@ -92,8 +102,3 @@ class Normalisation:
                 )(tensor)
             inner.append(tensor)
         return keras.Model(inputs, _keras_compat.call_with_list(model, inner), name=f"{model.name}_raw")
-
-
-def without_inputs(record: Record, names) -> Record:
-    """A record without the ranges of these inputs."""
-    return Record(record.weights, {key: value for key, value in record.outputs.items() if key not in names})

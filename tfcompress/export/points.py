@@ -124,7 +124,9 @@ def weight_of(model, key: str) -> np.ndarray:
             continue
         return _array(value)
     known = [f"{path}.{v.name}" for path, layer in paths.items() for v in _keras_compat.own_variables(layer)]
-    raise CompressionError(f"The record speaks of weight {key!r}, which model {model.name!r} does not have. {nearest(key, known)}")
+    raise CompressionError(
+        f"The record speaks of weight {key!r}, which model {model.name!r} does not have. {nearest(key, known)}"
+    )
 
 
 def _array(value) -> np.ndarray:

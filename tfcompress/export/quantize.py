@@ -39,7 +39,9 @@ def dynamic(data: bytes, trained: Trained, per_tensor_dense: bool) -> bytes:
     return _run(data, recipe, _weight_statistics(graph, trained, {}, per_tensor_dense))
 
 
-def static(data: bytes, ranges: dict[str, Range], trained: Trained, bits: int, per_tensor_dense: bool, narrow: set[str]) -> bytes:
+def static(
+    data: bytes, ranges: dict[str, Range], trained: Trained, bits: int, per_tensor_dense: bool, narrow: set[str]
+) -> bytes:
     """Integer activations and weights.
 
     Args:
@@ -59,25 +61,31 @@ def static(data: bytes, ranges: dict[str, Range], trained: Trained, bits: int, p
             kind = graph.kind(op)
             if kind in NARROW and graph.name(int(op.inputs[1])) in narrow:
                 scope = "^" + re.escape(graph.name(int(op.outputs[0]))) + ";"
-                grain = granularity.TENSORWISE if per_tensor_dense and kind == "FULLY_CONNECTED" else granularity.CHANNELWISE
+                grain = (
+                    granularity.TENSORWISE
+                    if per_tensor_dense and kind == "FULLY_CONNECTED"
+                    else granularity.CHANNELWISE
+                )
                 quantizer.add_static_config(scope, names(_NAMES[kind]), bits, 4, grain)
 
     # 16-bit ranges are symmetric to litert-quantizer: the larger extreme over 32767 is the scale.
     statistics = {
-        name: {"min": np.float32(-r.maximum if bits == 16 else r.minimum), "max": np.float32(r.maximum)} for name, r in ranges.items()
+        name: {"min": np.float32(-r.maximum if bits == 16 else r.minimum), "max": np.float32(r.maximum)}
+        for name, r in ranges.items()
     }
     statistics |= _weight_statistics(graph, trained, statistics, per_tensor_dense, narrow)
     return _run(data, recipe, statistics)
 
 
-def _weight_statistics(graph: Graph, trained: Trained, taken: dict, per_tensor_dense: bool, narrow: set[str] = frozenset()) -> dict:  # type: ignore[assignment]
+def _weight_statistics(graph: Graph, trained: Trained, taken: dict, per_tensor_dense: bool, narrow=frozenset()) -> dict:
+    """Statistics that make litert-quantizer choose the trained scales, for the weights that have some."""
     statistics = {}
     flat = per_tensor(graph) if per_tensor_dense else set()
     for weight in match.file_weights(graph):
         name = graph.name(weight.tensor)
         if name not in trained.scales or name in taken:
             continue
-        source, grid, scales = trained.scales[name]
+        source, _, scales = trained.scales[name]
         scales = scales.astype(np.float64)
         if weight.axis is None or name in flat:
             if (scales != scales[0]).any():
@@ -112,7 +120,11 @@ def _run(data: bytes, recipe, statistics: dict) -> bytes:
     # It prints progress bars and logs every overruled recipe entry.
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             quantizer = module.Quantizer(bytearray(data))
             recipe(quantizer, types.TFLOperationName, types.QuantGranularity)
@@ -139,7 +151,9 @@ def split_joined(graph: Graph, ranges: dict[str, Range]) -> None:
             q = graph.tensors[t].quantization
             if own is None or own == target or q is None or q.scale is None or _near(q, own):
                 continue
-            made = graph.add_tensor(f"{graph.name(t)}/requantized", graph.shape(t), graph.tensors[t].type, None, copy.deepcopy(q))
+            made = graph.add_tensor(
+                f"{graph.name(t)}/requantized", graph.shape(t), graph.tensors[t].type, None, copy.deepcopy(q)
+            )
             q.scale, q.zeroPoint = np.array([own.scale], np.float32), np.array([own.zero_point], np.int64)
             inputs[position] = made
             place = next(i for i, other in enumerate(graph.operators) if other is op)
@@ -148,7 +162,10 @@ def split_joined(graph: Graph, ranges: dict[str, Range]) -> None:
 
 
 def _near(quantization, known: Range) -> bool:
-    return int(quantization.zeroPoint[0]) == known.zero_point and abs(float(quantization.scale[0]) - known.scale) <= 1e-6 * known.scale
+    return (
+        int(quantization.zeroPoint[0]) == known.zero_point
+        and abs(float(quantization.scale[0]) - known.scale) <= 1e-6 * known.scale
+    )
 
 
 def seal(graph: Graph, float_graph: Graph, ranges: dict[str, Range], trained: Trained) -> None:
@@ -178,7 +195,9 @@ def _seal_bias(graph: Graph, data: int, weights: int, bias: int, values: np.ndar
     stored = graph.constant(bias)
     if values is None or stored is None:
         return
-    step = np.float32(graph.tensors[data].quantization.scale[0]) * np.asarray(graph.tensors[weights].quantization.scale, np.float32)
+    step = np.float32(graph.tensors[data].quantization.scale[0]) * np.asarray(
+        graph.tensors[weights].quantization.scale, np.float32
+    )
     graph.tensors[bias].quantization.scale = step
     limits = np.iinfo(np.int32)
     codes = np.clip(np.rint(values.astype(np.float64) / step.astype(np.float64)), limits.min, limits.max)

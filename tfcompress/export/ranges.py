@@ -11,7 +11,6 @@ from tfcompress.export.flatbuffer import Graph
 from tfcompress.record import Grid, Range, Record
 
 
-
 @dataclasses.dataclass
 class Trained:
     """What of a record was found in the file.
@@ -68,7 +67,9 @@ def locate(graph: Graph, model, record: Record, operations: dict[str, list[str]]
             )
     if problems and strict:
         raise CompressionError(
-            "The file cannot hold what was trained:\n  - " + "\n  - ".join(problems) + "\nstrict=False quantizes these by calibration."
+            "The file cannot hold what was trained:\n  - "
+            + "\n  - ".join(problems)
+            + "\nstrict=False quantizes these by calibration."
         )
     found.notes += [f"by calibration instead: {problem}" for problem in problems]
     return found
@@ -100,17 +101,25 @@ def _better(value: np.ndarray, weight: match.FileWeight, found: Trained, key: st
 def _check_on_grid(name: str, value: np.ndarray, grid: Grid) -> None:
     codes = value.astype(np.float64) / np.asarray(grid.unit, np.float64)
     if not np.isfinite(codes).all() or (np.asarray(grid.unit) <= 0).any():
-        raise CompressionError(f"Weight {name!r} or its grid holds zero, NaN or infinite numbers; export needs finite ones.")
+        raise CompressionError(
+            f"Weight {name!r} or its grid holds zero, NaN or infinite numbers; export needs finite ones."
+        )
     rounded = np.rint(codes)
     # A float32 product of unit and code is off by half a unit in the last place at most.
-    if np.abs(codes - rounded).max(initial=0.0) > 1e-3 or rounded.min(initial=0) < grid.low or rounded.max(initial=0) > grid.high:
+    if (
+        np.abs(codes - rounded).max(initial=0.0) > 1e-3
+        or rounded.min(initial=0) < grid.low
+        or rounded.max(initial=0) > grid.high
+    ):
         raise CompressionError(
             f"Weight {name!r} does not lie on its grid (unit * code, codes {grid.low} to {grid.high}). "
             "Export the finalized model together with the record that finalize made, before any further training."
         )
 
 
-def spread(graph: Graph, trained: Trained, seen: Statistics, bits: int, strict: bool) -> tuple[dict[str, Range], list[str]]:
+def spread(
+    graph: Graph, trained: Trained, seen: Statistics, bits: int, strict: bool
+) -> tuple[dict[str, Range], list[str]]:
     """One range for every activation: fixed by the kernel, trained, or calibrated; tied tensors share theirs.
 
     Returns:
@@ -129,7 +138,9 @@ def spread(graph: Graph, trained: Trained, seen: Statistics, bits: int, strict: 
         if root not in known:
             known[root] = (source, value)
         elif not _same(known[root][1], value):
-            problems.append(f"{source} wants {_text(value)}, but {known[root][0]} fixes {_text(known[root][1])} on a tied tensor")
+            problems.append(
+                f"{source} wants {_text(value)}, but {known[root][0]} fixes {_text(known[root][1])} on a tied tensor"
+            )
 
     for tensor, value in ties.fixed(graph, bits).items():
         know(tensor, f"the {graph.kind(graph.operators[graph.producers()[tensor]])} kernel", value)
@@ -208,7 +219,9 @@ def from_extremes(low: float, high: float, bits: int) -> Range:
 def _with_bits(value: Range, bits: int, operation: str) -> Range:
     if value.bits == bits:
         if bits == 16 and value.zero_point:
-            raise CompressionError(f"Range {operation!r} has 16 bits and zero point {value.zero_point}; the kernels need 0.")
+            raise CompressionError(
+                f"Range {operation!r} has 16 bits and zero point {value.zero_point}; the kernels need 0."
+            )
         return value
     if value.bits == 16:
         raise CompressionError(f"Range {operation!r} was trained with 16 bits; export with precision='int16x8'.")

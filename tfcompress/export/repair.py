@@ -10,7 +10,7 @@ import copy
 import numpy as np
 
 from tfcompress.export import litert
-from tfcompress.export.flatbuffer import FLOAT32, INT8, INT16, Graph
+from tfcompress.export.flatbuffer import FLOAT32, INT8, INT16, Graph, kinds
 from tfcompress.export.ties import JOINED, TIED
 from tfcompress.export.versions import set_versions
 from tfcompress.record import Range
@@ -19,10 +19,10 @@ _INTEGER_TYPES = (INT8, INT16)
 # Operators with an integer kernel that litert-quantizer keeps float, by activation type.
 _COLLAPSIBLE = {
     INT8: frozenset(
-        """LEAKY_RELU PRELU EXP LOG ABS MINIMUM DEPTH_TO_SPACE TILE REDUCE_MAX REVERSE_V2 L2_NORMALIZATION SQUEEZE
-        EXPAND_DIMS SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND SPLIT_V RELU6 RELU_N1_TO_1""".split()
+        kinds("""LEAKY_RELU PRELU EXP LOG ABS MINIMUM DEPTH_TO_SPACE TILE REDUCE_MAX REVERSE_V2 L2_NORMALIZATION SQUEEZE
+        EXPAND_DIMS SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND SPLIT_V RELU6 RELU_N1_TO_1""")
     ),
-    INT16: frozenset("LEAKY_RELU ABS EXP LOG MINIMUM REDUCE_MAX SQUEEZE EXPAND_DIMS".split()),
+    INT16: frozenset(kinds("LEAKY_RELU ABS EXP LOG MINIMUM REDUCE_MAX SQUEEZE EXPAND_DIMS")),
 }
 
 
@@ -80,8 +80,7 @@ def _cut_chains(graph: Graph, ranges: dict[str, Range]) -> list[tuple[int, int]]
         (float tensor, the same after rounding) of every cut.
     """
     cuts = []
-    kinds = [t.type for t in graph.tensors if t.type in _INTEGER_TYPES and not t.buffer]
-    kind = INT16 if INT16 in kinds else INT8
+    kind = INT16 if any(t.type == INT16 for t in graph.tensors) else INT8
     for writer in list(graph.operators):
         if graph.kind(writer) not in _COLLAPSIBLE[kind]:
             continue
@@ -98,7 +97,10 @@ def _cut_chains(graph: Graph, ranges: dict[str, Range]) -> list[tuple[int, int]]
             for op in followers:
                 op.inputs = np.array([rounded if i == t else i for i in op.inputs], np.int32)
             place = next(i for i, op in enumerate(graph.operators) if op is writer) + 1
-            pair = [graph.make_operator("QUANTIZE", [t], [codes]), graph.make_operator("DEQUANTIZE", [codes], [rounded])]
+            pair = [
+                graph.make_operator("QUANTIZE", [t], [codes]),
+                graph.make_operator("DEQUANTIZE", [codes], [rounded]),
+            ]
             graph.subgraph.operators = graph.operators[:place] + pair + graph.operators[place:]
             cuts.append((t, rounded))
     return cuts
@@ -186,7 +188,7 @@ def _quantize_operands(graph: Graph, op, kind: int) -> None:
 def _drop_idle(graph: Graph) -> None:
     """Remove DEQUANTIZE and QUANTIZE operators whose output nobody reads."""
     while True:
-        read = {t for t in graph.consumers()} | {int(t) for t in graph.subgraph.outputs}
+        read = set(graph.consumers()) | {int(t) for t in graph.subgraph.outputs}
         kept = [
             op
             for op in graph.operators

@@ -203,7 +203,10 @@ def _verify_table(report: VerifyReport):
         ("shape operators", ", ".join(f"{kind} {n}" for kind, n in census.shape_operators.items())),
         ("batch normalization left", ", ".join(report.normalization_left)),
         ("GPU delegate", _gpu_line(report.gpu)),
-        (f"target {report.target['name']}", "; ".join(report.target["refusals"]) or f"accepts it ({report.target['checked_by']})"),
+        (
+            f"target {report.target['name']}",
+            "; ".join(report.target["refusals"]) or f"accepts it ({report.target['checked_by']})",
+        ),
         ("read back", ", ".join(f"{n} {kind} as trained" for kind, n in report.read_back.items() if n)),
         ("worst tensors", "\n".join(_tensor_line(t) for t in sorted(report.tensors, key=lambda t: -t.relative)[:3])),
         ("warnings", "\n".join(report.warnings)),

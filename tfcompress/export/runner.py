@@ -30,11 +30,16 @@ class Runner:
         self._interpreter = litert.interpreter(path, delegate=delegate, threads=threads)
         graph = Graph(_content(path))
         entry = graph.signature()
-        named = {int(i.tensorIndex): i.name.decode() for i in [*(entry.inputs or []), *(entry.outputs or [])]} if entry else {}
+        named = (
+            {int(i.tensorIndex): i.name.decode() for i in [*(entry.inputs or []), *(entry.outputs or [])]}
+            if entry
+            else {}
+        )
         inputs = [int(t) for t in graph.subgraph.inputs]
         outputs = [int(t) for t in graph.subgraph.outputs]
         self.inputs = tuple(
-            Port(named.get(t, graph.name(t)), graph.shape(t), TYPE_NAMES.get(graph.tensors[t].type, "?")) for t in inputs
+            Port(named.get(t, graph.name(t)), graph.shape(t), TYPE_NAMES.get(graph.tensors[t].type, "?"))
+            for t in inputs
         )
         self.outputs = tuple(named.get(t, graph.name(t)) for t in outputs)
         self._input_scales = [_affine(graph, t) for t in inputs]
@@ -50,7 +55,7 @@ class Runner:
         Returns:
             A float array of the same number of samples; a dict by output name where the file has several outputs.
         """
-        results = self.run(as_inputs(named if named else list(values), self._float_ports(), "The runner's input"))
+        results = self.run(as_inputs(named if named else list(values), self.ports(), "The runner's input"))
         return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -58,7 +63,7 @@ class Runner:
         count, batch = len(arrays[0]), max(1, self.inputs[0].shape[0])
         collected: list[list[np.ndarray]] = [[] for _ in self.outputs]
         for run in batches(arrays, batch):
-            raw = [self._enter(value, i) for i, value in enumerate(run)]
+            raw = [self.enter(value, i) for i, value in enumerate(run)]
             for i, value in enumerate(litert.invoke(self._interpreter, raw)):
                 collected[i].append(self._leave(value, i))
         # An output without a batch axis cannot be joined sample by sample, except one run at a time.
@@ -68,25 +73,28 @@ class Runner:
         """The distance of two neighbouring output codes for each output; None where the output is float all the way."""
         return list(self._steps)
 
-    def _float_ports(self) -> tuple[Port, ...]:
+    def ports(self) -> tuple[Port, ...]:
         """The inputs as callers see them: quantized ones take floats."""
         return tuple(
             Port(p.name, p.shape, "float32" if scale is not None else p.dtype)
             for p, scale in zip(self.inputs, self._input_scales, strict=True)
         )
 
-    def _enter(self, value: np.ndarray, i: int) -> np.ndarray:
-        if self._input_scales[i] is None:
+    def enter(self, value: np.ndarray, i: int) -> np.ndarray:
+        """The raw tensor of the file's input `i` for float (or integer) values."""
+        affine = self._input_scales[i]
+        if affine is None:
             return value
-        scale, zero = self._input_scales[i]
+        scale, zero = affine
         limits = np.iinfo(self.inputs[i].dtype)
         codes = np.rint(np.asarray(value, np.float32) / np.float32(scale)) + zero
         return np.clip(codes, limits.min, limits.max).astype(self.inputs[i].dtype)
 
     def _leave(self, value: np.ndarray, i: int) -> np.ndarray:
-        if self._output_scales[i] is None:
+        affine = self._output_scales[i]
+        if affine is None:
             return value
-        scale, zero = self._output_scales[i]
+        scale, zero = affine
         return ((value.astype(np.float32) - zero) * np.float32(scale)).astype(np.float32)
 
 
@@ -100,7 +108,12 @@ def _content(path) -> bytes:
 def _affine(graph: Graph, t: int) -> tuple[float, int] | None:
     """(scale, zero point) of a quantized end."""
     q = graph.tensors[t].quantization
-    if q is None or q.scale is None or not len(q.scale) or TYPE_NAMES.get(graph.tensors[t].type) not in ("int8", "uint8", "int16"):
+    if (
+        q is None
+        or q.scale is None
+        or not len(q.scale)
+        or TYPE_NAMES.get(graph.tensors[t].type) not in ("int8", "uint8", "int16")
+    ):
         return None
     if len(q.scale) != 1:
         raise CompressionError(f"The file's end {graph.name(t)!r} has {len(q.scale)} scales; one is possible.")

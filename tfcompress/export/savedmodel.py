@@ -70,8 +70,16 @@ def signature(model, samples, batch: int) -> Signature:
                 "and phones need fixed shapes. Rebuild the model with every dimension but the batch fixed."
             )
         if dtype in ("string", "float64", "complex64"):
-            raise CompressionError(f"Input {name!r} of model {model.name!r} has dtype {dtype}, which a .tflite input cannot be.")
-        ports.append(Port(name, (batch, *(int(n) for n in shape[1:])), "float32" if dtype.startswith(("float", "bfloat")) else dtype))
+            raise CompressionError(
+                f"Input {name!r} of model {model.name!r} has dtype {dtype}, which a .tflite input cannot be."
+            )
+        ports.append(
+            Port(
+                name,
+                (batch, *(int(n) for n in shape[1:])),
+                "float32" if dtype.startswith(("float", "bfloat")) else dtype,
+            )
+        )
     _check_batch(model, named, batch)
     return Signature(tuple(_unique(ports)), tuple(_output_names(model, ports)))
 
@@ -115,7 +123,10 @@ def write(model, ports: Signature, folder: str | pathlib.Path) -> None:
 
     def serve(*values):
         flat = keras.tree.flatten(_keras_compat.call_with_list(model, values))
-        return {name: tf.cast(value, tf.float32) if value.dtype.is_floating else value for name, value in zip(ports.outputs, flat, strict=True)}
+        return {
+            name: tf.cast(value, tf.float32) if value.dtype.is_floating else value
+            for name, value in zip(ports.outputs, flat, strict=True)
+        }
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -143,7 +154,9 @@ def prepare(model, ports: Signature, folder: pathlib.Path, worker: Worker, timeo
             warnings.simplefilter("ignore")
             model.save(path)
         try:
-            worker.request("rebuild", timeout, keras_file=str(path), saved_model=str(folder), batch=ports.inputs[0].shape[0])
+            worker.request(
+                "rebuild", timeout, keras_file=str(path), saved_model=str(folder), batch=ports.inputs[0].shape[0]
+            )
         except WorkerError as error:
             raise CompressionError(
                 f"On the {keras.backend.backend()} backend the model is handed to TensorFlow as a .keras file, which needs "
@@ -161,7 +174,9 @@ def float32_twin(model):
 
 def unrolled_twin(model):
     """A copy in which every recurrent layer is unrolled over its time steps, or None when there is none to unroll."""
-    rolled = [layer for layer in _keras_compat.flat_layers(model) if isinstance(layer, keras.layers.RNN) and not layer.unroll]
+    rolled = [
+        layer for layer in _keras_compat.flat_layers(model) if isinstance(layer, keras.layers.RNN) and not layer.unroll
+    ]
     if not rolled:
         return None
     return _twin(model, lambda key, value: True if key == "unroll" else value)
@@ -174,6 +189,7 @@ def _is_policy(value) -> bool:
 
 def _twin(model, change):
     """A copy through the model's config with `change(key, value)` on every entry, and the same weights."""
+
     def walk(value):
         if isinstance(value, dict):
             return {k: change(k, walk(v)) for k, v in value.items()}
@@ -192,5 +208,7 @@ def _twin(model, change):
         ) from error
     for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
         if not np.array_equal(a, b, equal_nan=True):
-            raise CompressionError(f"A copy of model {model.name!r} came out with other weights; its config does not describe it.")
+            raise CompressionError(
+                f"A copy of model {model.name!r} came out with other weights; its config does not describe it."
+            )
     return twin

@@ -10,6 +10,7 @@ import time
 import keras
 import numpy as np
 
+from tfcompress import _keras_compat
 from tfcompress.errors import CompressionError
 from tfcompress.export import calibrate, floatfile, match, points, savedmodel
 from tfcompress.export.data import as_inputs, batches, random_inputs
@@ -20,6 +21,8 @@ from tfcompress.export.worker import Worker, WorkerError
 from tfcompress.method import deployable
 
 _PROBES = 4
+# Numbers in all activations together, beyond which two probes have to do.
+_MANY = 5_000_000
 _LARGEST = 2**31 - 2**20
 
 
@@ -54,7 +57,9 @@ class Session:
         custom_ops: whether custom operators may be in the file.
     """
 
-    def __init__(self, model, *, record, samples, calibration, batch, normalisation, worker: Worker, timeout, custom_ops):
+    def __init__(
+        self, model, *, record, samples, calibration, batch, normalisation, worker: Worker, timeout, custom_ops
+    ):
         if not isinstance(model, keras.Model):
             raise CompressionError(f"export takes a keras.Model, not {type(model).__name__}.")
         if not isinstance(batch, int) or batch < 1:
@@ -67,14 +72,22 @@ class Session:
         self.attached = model if plain is not model else None
         self.record = own if record is None else record
         self.plain = savedmodel.float32_twin(plain)
-        first = as_inputs(samples if samples is not None else calibration, None, "samples") if _needs_shapes(plain, samples, calibration) else None
+        first = (
+            as_inputs(samples if samples is not None else calibration, None, "samples")
+            if _needs_shapes(plain, samples, calibration)
+            else None
+        )
         self.ports: Signature = savedmodel.signature(self.plain, first, batch)
         self.batch = batch
         self.calibration = None if calibration is None else as_inputs(calibration, self.ports.inputs, "calibration")
         given = samples if samples is not None else self.calibration
         if given is None:
             self.notes.append("no samples were given: probes and verification ran on random inputs")
-        self.samples = random_inputs(self.ports.inputs, 16 * batch) if given is None else as_inputs(given, self.ports.inputs, "samples")
+        self.samples = (
+            random_inputs(self.ports.inputs, 16 * batch)
+            if given is None
+            else as_inputs(given, self.ports.inputs, "samples")
+        )
         self.has_samples = given is not None
         self.normalisation = Normalisation.of(normalisation, self.ports)
         self._float_files: dict[tuple[bool, bool], FloatFile] = {}
@@ -93,9 +106,9 @@ class Session:
 
     def recurrent(self) -> bool:
         """Whether unrolling changes the model."""
-        from tfcompress import _keras_compat
-
-        return any(isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in _keras_compat.flat_layers(self.plain))
+        return any(
+            isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in _keras_compat.flat_layers(self.plain)
+        )
 
     def runs(self, arrays: list[np.ndarray], prepended: bool, most: int | None = None) -> list[list[np.ndarray]]:
         """Samples cut into runs of the float file, raw where it normalises by itself."""
@@ -107,7 +120,9 @@ class Session:
         if key not in self._statistics:
             arrays = self.calibration if self.calibration is not None else self.samples
             with self._timed("calibration"):
-                self._statistics[key] = calibrate.collect(self.float_file(unrolled, prepended).data, self.runs(arrays, prepended), percentile)
+                self._statistics[key] = calibrate.collect(
+                    self.float_file(unrolled, prepended).data, self.runs(arrays, prepended), percentile
+                )
         return self._statistics[key]
 
     def saved_model(self, unrolled: bool, prepended: bool, folder: pathlib.Path) -> keras.Model:
@@ -120,14 +135,18 @@ class Session:
     def _convert(self, unrolled: bool, prepended: bool) -> FloatFile:
         size = sum(int(np.prod(w.shape)) * 4 for w in self.plain.weights)
         if size > _LARGEST:
-            raise CompressionError(f"Model {self.plain.name!r} has {size / 2**30:.1f} GiB of float weights; a .tflite file ends at 2 GiB.")
+            raise CompressionError(
+                f"Model {self.plain.name!r} has {size / 2**30:.1f} GiB of float weights; a .tflite file ends at 2 GiB."
+            )
         with tempfile.TemporaryDirectory(prefix="tfcompress-") as scratch:
             folder, out = pathlib.Path(scratch, "saved_model"), pathlib.Path(scratch, "float.tflite")
             with self._timed("saved model"):
                 model = self.saved_model(unrolled, prepended, folder)
             with self._timed("float conversion"):
                 try:
-                    self.worker.request("convert", self.timeout, saved_model=str(folder), out=str(out), custom_ops=self.custom_ops)
+                    self.worker.request(
+                        "convert", self.timeout, saved_model=str(folder), out=str(out), custom_ops=self.custom_ops
+                    )
                 except WorkerError as error:
                     return self._without_loops(unrolled, prepended, error)
             data, origins = floatfile.tidy(out.read_bytes(), self.ports)
@@ -140,14 +159,18 @@ class Session:
         """The fall-back of a failed conversion: recurrent layers unrolled."""
         if unrolled or not self.recurrent():
             raise CompressionError(explain(error)) from error
-        self.fallbacks.append(f"float conversion failed ({str(error).splitlines()[0]}); converted with recurrent layers unrolled")
+        self.fallbacks.append(
+            f"float conversion failed ({str(error).splitlines()[0]}); converted with recurrent layers unrolled"
+        )
         return self.float_file(True, prepended)
 
     def _match(self, data: bytes, model: keras.Model, prepended: bool) -> dict[str, list[str]]:
         """Which tensors carry the value of which Keras operation, on probes drawn from the samples."""
-        probes = batches(self.samples, self.batch, _PROBES * self.batch)
+        size = sum(int(np.prod(Graph(data).shape(t))) for t in calibrate.activations(Graph(data)))
+        count = self.batch * (_PROBES if size < _MANY else 2)
+        probes = batches(self.samples, self.batch, count)
         named = [points.capture(model, probe) for probe in probes]
-        fed = batches(self.normalisation.raw(self.samples), self.batch, _PROBES * self.batch) if prepended else probes
+        fed = batches(self.normalisation.raw(self.samples), self.batch, count) if prepended else probes
         found = match.activations(named, [calibrate.values(data, run) for run in fed])
         for port in self.ports.inputs:
             found.setdefault(port.name, [port.name])
@@ -169,8 +192,6 @@ class _Timer:
 
 
 def _needs_shapes(model, samples, calibration) -> bool:
-    from tfcompress import _keras_compat
-
     return _keras_compat.model_inputs(model) is None and not (samples is None and calibration is None)
 
 

@@ -27,7 +27,9 @@ def check_offered(precision: str) -> None:
         "int4": "DENSIFY has no 4-bit form",
     }
     if precision not in OFFERED:
-        raise CompressionError(f"sparse=True is not offered with precision={precision!r}: {reasons[precision]}. Offered: {', '.join(OFFERED)}.")
+        raise CompressionError(
+            f"sparse=True is not offered with precision={precision!r}: {reasons[precision]}. Offered: {', '.join(OFFERED)}."
+        )
 
 
 def sparsify(data: bytes) -> tuple[bytes, list[str]]:
@@ -56,7 +58,9 @@ def sparsify(data: bytes) -> tuple[bytes, list[str]]:
             expanding.append(graph.make_operator("DENSIFY", [weight], [dense]))
         _redirect(graph, op, weight, done[weight])
     if not done:
-        raise CompressionError("sparse=True gains nothing here: no weight has zeros enough to be smaller as positions and values. Prune it first.")
+        raise CompressionError(
+            "sparse=True gains nothing here: no weight has zeros enough to be smaller as positions and values. Prune it first."
+        )
     graph.subgraph.operators = expanding + graph.operators
     result = graph.to_bytes()
     if len(result) >= len(data):
@@ -125,7 +129,13 @@ def _table(shape, segments: np.ndarray, indices: np.ndarray):
 
 def _kind(numbers: np.ndarray) -> tuple[str, type]:
     top = int(numbers.max(initial=0))
-    return ("Uint8Vector", np.uint8) if top < 2**8 else ("Uint16Vector", np.uint16) if top < 2**16 else ("Int32Vector", np.int32)
+    return (
+        ("Uint8Vector", np.uint8)
+        if top < 2**8
+        else ("Uint16Vector", np.uint16)
+        if top < 2**16
+        else ("Int32Vector", np.int32)
+    )
 
 
 def _bytes(numbers: np.ndarray) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 
 from tfcompress.errors import CompressionError, nearest
 from tfcompress.export.census import Census
+from tfcompress.export.flatbuffer import kinds
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8", "int4")
 # What runs, in words.
@@ -37,19 +38,19 @@ class Target:
 
 _ALL_ENDS = ("float32", "int8", "uint8", "int16")
 _EDGETPU = frozenset(
-    """ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D EXPAND_DIMS FULLY_CONNECTED L2_NORMALIZATION LOGISTIC
+    kinds("""ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D EXPAND_DIMS FULLY_CONNECTED L2_NORMALIZATION LOGISTIC
     MAXIMUM MAX_POOL_2D MEAN MINIMUM MUL PACK PAD PRELU QUANTIZE REDUCE_MAX REDUCE_MIN RELU RELU6 RELU_N1_TO_1 RESHAPE
     RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SLICE SOFTMAX SPACE_TO_DEPTH SPLIT SQUEEZE STRIDED_SLICE SUB SUM
-    SQUARED_DIFFERENCE TANH TRANSPOSE TRANSPOSE_CONV""".split()
+    SQUARED_DIFFERENCE TANH TRANSPOSE TRANSPOSE_CONV""")
 )
 _NNAPI = frozenset(
-    """ABS ADD ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_TO_SPACE_ND CAST CONCATENATION CONV_2D DEPTHWISE_CONV_2D
+    kinds("""ABS ADD ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_TO_SPACE_ND CAST CONCATENATION CONV_2D DEPTHWISE_CONV_2D
     DEPTH_TO_SPACE DEQUANTIZE DIV ELU EMBEDDING_LOOKUP EQUAL EXP EXPAND_DIMS FLOOR FULLY_CONNECTED GATHER GREATER
     GREATER_EQUAL HARD_SWISH L2_NORMALIZATION LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC LOG_SOFTMAX
     LSTM MAXIMUM MAX_POOL_2D MEAN MINIMUM MUL NEG NOT_EQUAL PACK PAD PADV2 POW PRELU QUANTIZE REDUCE_ANY REDUCE_MAX
     REDUCE_MIN RELU RELU6 RELU_N1_TO_1 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SELECT SIN SLICE SOFTMAX
     SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SQRT SQUEEZE STRIDED_SLICE SUB SVDF TANH TILE TOPK_V2 TRANSPOSE
-    TRANSPOSE_CONV UNPACK""".split()
+    TRANSPOSE_CONV UNPACK""")
 )
 
 TARGETS = {
@@ -120,7 +121,9 @@ def check_request(target: Target, precision: str, boundary: str) -> None:
     if precision not in PRECISIONS:
         raise CompressionError(f"Unknown precision {precision!r}. {nearest(precision, PRECISIONS)}")
     if precision not in target.precisions:
-        raise CompressionError(f"Target {target.name!r} takes {', '.join(target.precisions)}, not {precision!r} ({target.checked_by}).")
+        raise CompressionError(
+            f"Target {target.name!r} takes {', '.join(target.precisions)}, not {precision!r} ({target.checked_by})."
+        )
     if boundary not in _ALL_ENDS:
         raise CompressionError(f"Unknown boundary {boundary!r}. {nearest(boundary, _ALL_ENDS)}")
     if boundary not in target.boundaries:
@@ -130,7 +133,9 @@ def check_request(target: Target, precision: str, boundary: str) -> None:
     integer = precision in ("int8", "int16x8", "int4")
     fits = ("float32", "int16") if precision == "int16x8" else ("float32", "int8", "uint8") if integer else ("float32",)
     if boundary not in fits:
-        raise CompressionError(f"precision={precision!r} takes boundary {' or '.join(map(repr, fits))}, not {boundary!r}.")
+        raise CompressionError(
+            f"precision={precision!r} takes boundary {' or '.join(map(repr, fits))}, not {boundary!r}."
+        )
 
 
 def refusals(target: Target, census: Census) -> list[str]:

@@ -6,15 +6,15 @@ what litert-quantizer 0.11 writes.
 
 from collections.abc import Iterator
 
-from tfcompress.export.flatbuffer import FLOAT32, Graph
+from tfcompress.export.flatbuffer import FLOAT32, Graph, kinds
 from tfcompress.record import Range
 
 # The output has the range of this operand.
 TIED = {
     **dict.fromkeys(
-        """RESHAPE MAX_POOL_2D AVERAGE_POOL_2D PAD MIRROR_PAD SLICE STRIDED_SLICE TRANSPOSE SQUEEZE EXPAND_DIMS GATHER
+        kinds("""RESHAPE MAX_POOL_2D AVERAGE_POOL_2D PAD MIRROR_PAD SLICE STRIDED_SLICE TRANSPOSE SQUEEZE EXPAND_DIMS GATHER
         GATHER_ND UNPACK BROADCAST_TO RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SPACE_TO_DEPTH DEPTH_TO_SPACE TILE
-        REVERSE_V2 REDUCE_MAX REDUCE_MIN SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND SPLIT_V""".split(),
+        REVERSE_V2 REDUCE_MAX REDUCE_MIN SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND SPLIT_V"""),
         0,
     ),
     "SPLIT": 1,
@@ -82,6 +82,4 @@ def joined(graph: Graph) -> Iterator[list[int]]:
 
 def fixed(graph: Graph, bits: int) -> dict[int, Range]:
     """{tensor: the range that its kernel fixes}."""
-    return {
-        int(op.outputs[0]): FIXED[graph.kind(op)][bits == 16] for op in graph.operators if graph.kind(op) in FIXED
-    }
+    return {int(op.outputs[0]): FIXED[graph.kind(op)][bits == 16] for op in graph.operators if graph.kind(op) in FIXED}

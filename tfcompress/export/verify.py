@@ -1,7 +1,9 @@
 """Running a finished file against its Keras model, and reading back what it holds."""
 
+import dataclasses
 import pathlib
 import re
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -21,32 +23,38 @@ _CLIPPED = 0.01
 _CHUNK = 32
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What an export knows of its file beyond the file.
+
+    Args:
+        label: the file's name in messages. compared_with: the reference's name in the report.
+        expected: what the file has to hold. float_file: the float file it was made from, for errors tensor by tensor.
+        layers: {tensor: Keras operation}. origins: {tensor: converter's name}.
+        feed: from the list of sample arrays to what the file is fed, where that is not the same.
+    """
+
+    label: str | None = None
+    compared_with: str | None = None
+    expected: Expected = dataclasses.field(default_factory=lambda: Expected({}, {}))
+    float_file: bytes | None = None
+    layers: dict[str, str] = dataclasses.field(default_factory=dict)
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
+    feed: Callable[[list], list] | None = None
+
+
 def verify(
-    path,
-    reference,
-    samples,
-    *,
-    label: str | None = None,
-    compared_with: str | None = None,
-    target: str = "xnnpack",
-    expected: Expected | None = None,
-    float_file: bytes | None = None,
-    layers: dict[str, str] | None = None,
-    origins: dict[str, str] | None = None,
-    feed=None,
-    worker: Worker | None = None,
+    path, reference, samples, *, target: str = "xnnpack", worker: Worker | None = None, origin: Origin | None = None
 ) -> VerifyReport:
     """Run a .tflite file with and without the default delegate and compare it with its reference.
 
     Args:
-        path: the file. reference: a Keras model (plain, or attached: then it is the simulated network), a function of
-            the input arrays, or its outputs (an array, or a list or dict of them) on `samples`.
+        path: the file, or its bytes. reference: a Keras model (plain, or attached: then it is the simulated network), a
+            function of the input arrays, or its outputs (an array, or a list or dict of them) on `samples`.
         samples: inputs as the Keras model takes them: an array, or a list or dict of arrays, samples first.
-        label: the file's name in messages, where its bytes are given. compared_with: the reference's name in the report. target: whose rules to check, a key of `TARGETS`.
-        expected: what the file has to hold (see `readback`). float_file: the float file it was made from, for errors
-            tensor by tensor. layers: {tensor: Keras operation}. origins: {tensor: converter's name}.
-        feed: function from the list of sample arrays to what the file is fed, where that is not the same.
+        target: whose rules to check, a key of `TARGETS`.
         worker: the converter process, asked for the GPU verdict; by default the session's, if TensorFlow is installed.
+        origin: what an export knows of its file; None for a file from elsewhere.
 
     Returns:
         A `VerifyReport`; `print` shows it as a table.
@@ -57,47 +65,41 @@ def verify(
     Example:
         >>> print(verify("model.tflite", model, x_test[:100]))     # doctest: +SKIP
     """
-    data, path = _read(path), label or ("the file" if isinstance(path, bytes | bytearray) else path)
+    origin = origin or Origin()
+    data = _read(path)
+    label = origin.label or ("the file" if isinstance(path, bytes | bytearray) else str(path))
     graph = Graph(data)
     runners, runs = _runners(data)
     runner = runners.get("xnnpack") or runners["builtin"]
-    arrays = as_inputs(samples, _keras_ports(runner) if feed is None else None, "samples")
-    fed = arrays if feed is None else feed(arrays)
-    results = {}
-    for name, made in list(runners.items()):
-        try:
-            results[name] = made.run(fed)
-        except CompressionError as error:
-            runs[name] = str(error)
-            del runners[name]
-    if not results:
-        raise CompressionError(f"{path} does not run: " + "; ".join(f"{k}: {v}" for k, v in runs.items()))
-    main = "xnnpack" if "xnnpack" in results else "builtin"
-    _check_finite(results[main], runner, path)
-    wanted = reference_outputs(reference, arrays, runner.outputs)
-    counted = census.take(graph, layers)
-    found, read = read_back(graph, expected) if expected is not None else ([], {})
+    arrays = as_inputs(samples, runner.ports() if origin.feed is None else None, "samples")
+    fed = arrays if origin.feed is None else origin.feed(arrays)
+    results = _run_all(label, runners, runs, fed)
+    main = results.get("xnnpack") or results["builtin"]
+    _check_finite(main, runner, label)
+    found, read = read_back(graph, origin.expected)
     if found:
-        raise CompressionError(f"{path} does not hold what was trained:\n  - " + "\n  - ".join(found))
-    tensors = _tensor_errors(data, float_file, fed, layers or {}) if float_file and counted.precision in ("int8", "int16x8", "int4") else []
-    preset = targets.target_of(target)
+        raise CompressionError(f"{label} does not hold what was trained:\n  - " + "\n  - ".join(found))
+    counted, preset = census.take(graph, origin.layers), targets.target_of(target)
+    wanted = reference_outputs(
+        reference, dict(zip((p.name for p in runner.inputs), arrays, strict=True)), runner.outputs
+    )
+    compared = zip(runner.outputs, main, wanted, runner.steps(), strict=True)
+    integer = counted.precision in ("int8", "int16x8", "int4")
+    tensors = _tensor_errors(data, origin.float_file, fed, origin.layers) if origin.float_file and integer else []
     report = VerifyReport(
-        path=str(path),
+        path=label,
         size=len(data),
         runtime=litert.version(),
         samples=len(arrays[0]),
-        compared_with=compared_with or _name_of(reference),
-        outputs=[
-            output_error(name, got, want, step)
-            for name, got, want, step in zip(runner.outputs, results[main], wanted, runner.steps(), strict=True)
-        ],
+        compared_with=origin.compared_with or _name_of(reference),
+        outputs=[output_error(name, got, want, step) for name, got, want, step in compared],
         runs=runs,
         kernels_differ=_kernels_differ(results),
         census=counted,
         gpu=_gpu(data, counted, worker),
         target={"name": preset.name, "refusals": targets.refusals(preset, counted), "checked_by": preset.checked_by},
         read_back=read,
-        normalization_left=_normalization_left(graph, origins or {}, layers or {}),
+        normalization_left=_normalization_left(graph, origin.origins, origin.layers),
         tensors=tensors,
         warnings=[],
     )
@@ -105,27 +107,53 @@ def verify(
     return report
 
 
-def reference_outputs(reference, arrays: list[np.ndarray], names: tuple[str, ...]) -> list[np.ndarray]:
-    """The reference's outputs on sample arrays, in the order of the file's outputs.
+def _run_all(label: str, runners: dict[str, Runner], runs: dict[str, str], fed: list) -> dict[str, list[np.ndarray]]:
+    """Outputs by kernel set; a set that fails is noted in `runs`, both failing is an error."""
+    results = {}
+    for name, made in runners.items():
+        try:
+            results[name] = made.run(fed)
+        except CompressionError as error:
+            runs[name] = str(error)
+    if not results:
+        raise CompressionError(f"{label} does not run: " + "; ".join(f"{k}: {v}" for k, v in runs.items()))
+    return results
+
+
+def reference_outputs(reference, named: dict[str, np.ndarray], names: tuple[str, ...]) -> list[np.ndarray]:
+    """The reference's outputs on samples, in the order of the file's outputs.
+
+    Args:
+        reference: as in `verify`. named: {input: samples} in the file's order. names: the file's outputs.
 
     Raises:
         CompressionError: their number or size does not fit the file.
     """
     if isinstance(reference, keras.Model):
-        parts = [
-            [np.array(keras.ops.convert_to_numpy(v)) for v in keras.tree.flatten(_keras_compat.call_with_list(reference, [keras.ops.convert_to_tensor(a[i : i + _CHUNK]) for a in arrays]))]
-            for i in range(0, len(arrays[0]), _CHUNK)
-        ]
-        outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        outputs = _model_outputs(reference, named)
     else:
-        result = reference(*arrays) if callable(reference) else reference
+        result = reference(*named.values()) if callable(reference) else reference
         if isinstance(result, dict):
             outputs = [np.asarray(result[name]) for name in names if name in result]
         else:
             outputs = [np.asarray(v) for v in (result if isinstance(result, list | tuple) else [result])]
     if len(outputs) != len(names):
-        raise CompressionError(f"The reference has {len(outputs)} outputs and the file {len(names)}: {', '.join(names)}.")
+        raise CompressionError(
+            f"The reference has {len(outputs)} outputs and the file {len(names)}: {', '.join(names)}."
+        )
     return outputs
+
+
+def _model_outputs(model: keras.Model, named: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """A Keras model's flat outputs; inputs go by name where the names agree, else by position."""
+    order = [t.name for t in _keras_compat.model_inputs(model) or []]
+    arrays = [named[name] for name in order] if set(order) == set(named) else list(named.values())
+    parts = []
+    for start in range(0, len(arrays[0]), _CHUNK):
+        chunk = [keras.ops.convert_to_tensor(a[start : start + _CHUNK]) for a in arrays]
+        flat = keras.tree.flatten(_keras_compat.call_with_list(model, chunk))
+        parts.append([np.array(keras.ops.convert_to_numpy(v)) for v in flat])
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def output_error(name: str, got: np.ndarray, want: np.ndarray, step: float | None) -> OutputError:
@@ -182,10 +210,6 @@ def _runners(data: bytes) -> tuple[dict[str, Runner], dict[str, str]]:
     return runners, runs
 
 
-def _keras_ports(runner: Runner):
-    return runner._float_ports()
-
-
 def _check_finite(outputs: list[np.ndarray], runner: Runner, path) -> None:
     for name, value in zip(runner.outputs, outputs, strict=True):
         if not np.isfinite(value.astype(np.float64)).all():
@@ -226,7 +250,11 @@ def _gpu(data: bytes, counted: census.Census, worker: Worker | None) -> dict:
     # The analyzer looks at one subgraph and not at shapes that are known only at run time.
     reasons += [f"{kind} (control flow)" for kind in ("WHILE", "IF") if kind in counted.operators]
     reasons += [f"{len(counted.dynamic)} tensors without a fixed shape"] if counted.dynamic else []
-    return {"compatible": good and not reasons, "reasons": reasons, "checked_by": f"LiteRT's model analyzer, TensorFlow {answer['version']}; rules, no device"}
+    return {
+        "compatible": good and not reasons,
+        "reasons": reasons,
+        "checked_by": f"LiteRT's model analyzer, TensorFlow {answer['version']}; rules, no device",
+    }
 
 
 def _normalization_left(graph: Graph, origins: dict[str, str], layers: dict[str, str]) -> list[str]:
@@ -246,14 +274,18 @@ def _tensor_errors(data: bytes, float_file: bytes, fed: list[np.ndarray], layers
     integer = litert.interpreter(data, delegate=False, keep_tensors=True)
     runner = Runner(data, delegate=False)
     batch = max(1, runner.inputs[0].shape[0])
-    names = {re.sub(r"/int(8|16)$", "", graph.name(t)): t for t in range(len(graph.tensors)) if graph.tensors[t].type in (INT8, INT16) and not graph.is_constant(t)}
+    names = {
+        re.sub(r"/int(8|16)$", "", graph.name(t)): t
+        for t in range(len(graph.tensors))
+        if graph.tensors[t].type in (INT8, INT16) and not graph.is_constant(t)
+    }
     worst: dict[str, list[float]] = {}
     for start in range(0, min(len(fed[0]), 8 * batch), batch):
         run = [a[start : start + batch] for a in fed]
         if len(run[0]) < batch:
             break
         floats = calibrate.values(float_file, run)
-        litert.invoke(integer, [runner._enter(value, i) for i, value in enumerate(run)])
+        litert.invoke(integer, [runner.enter(value, i) for i, value in enumerate(run)])
         for name in names.keys() & floats.keys():
             t = names[name]
             q = graph.tensors[t].quantization
@@ -291,5 +323,7 @@ def _warnings(report: VerifyReport) -> list[str]:
             f"{top.clipped:.1%}): the calibration or training data does not look like the samples"
         )
     if report.census.shape_operators:
-        found.append("the file computes shapes at run time (SHAPE operators), which a fixed batch avoids; GPU delegates refuse them")
+        found.append(
+            "the file computes shapes at run time (SHAPE operators), which a fixed batch avoids; GPU delegates refuse them"
+        )
     return found

@@ -6,7 +6,7 @@ The numbers are facts of the format, read in LiteRT's tflite/tools/versioning/op
 
 import numpy as np
 
-from tfcompress.export.flatbuffer import FLOAT32, INT4, INT8, INT16, Graph, builtin_codes
+from tfcompress.export.flatbuffer import FLOAT32, INT4, INT8, INT16, Graph, builtin_codes, kinds
 
 # Version of the form with 8-bit and with 16-bit activations; what is not named has version 1 in every form.
 _INTEGER = {
@@ -39,13 +39,13 @@ _INTEGER = {
     "EXP": (2, 2),
     "LOG": (2, 2),
     **dict.fromkeys(
-        """MAX_POOL_2D AVERAGE_POOL_2D TANH LOGISTIC BATCH_MATMUL PAD PADV2 CONCATENATION SOFTMAX MEAN MIRROR_PAD
-        REDUCE_MAX REDUCE_MIN RELU6 RSQRT RELU""".split(),
+        kinds("""MAX_POOL_2D AVERAGE_POOL_2D TANH LOGISTIC BATCH_MATMUL PAD PADV2 CONCATENATION SOFTMAX MEAN MIRROR_PAD
+        REDUCE_MAX REDUCE_MIN RELU6 RSQRT RELU"""),
         (2, 3),
     ),
     **dict.fromkeys(
-        """L2_NORMALIZATION NOT_EQUAL STRIDED_SLICE SELECT SPACE_TO_DEPTH SPLIT_V SUM LOG_SOFTMAX GREATER
-        SQUARED_DIFFERENCE DEPTH_TO_SPACE GELU""".split(),
+        kinds("""L2_NORMALIZATION NOT_EQUAL STRIDED_SLICE SELECT SPACE_TO_DEPTH SPLIT_V SUM LOG_SOFTMAX GREATER
+        SQUARED_DIFFERENCE DEPTH_TO_SPACE GELU"""),
         (2, 1),
     ),
 }
@@ -54,7 +54,11 @@ _NARROW = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
 
 
 def set_versions(graph: Graph) -> None:
-    """Give every operator the version of the form that it has; versions already higher stay."""
+    """Give every operator the version of the form that it has; versions already higher stay.
+
+    The note of the oldest runtime that the converter left speaks of the float file, and goes with the first change.
+    """
+    changed = False
     for view in graph.views():
         for op in view.operators:
             code = view.model.operatorCodes[op.opcodeIndex]
@@ -64,13 +68,20 @@ def set_versions(graph: Graph) -> None:
             wanted = max(code.version, needed(view, op))
             if wanted != code.version:
                 op.opcodeIndex = view.opcode(builtin_codes()[kind], wanted)
+                changed = True
+    if changed:
+        graph.model.metadata = [m for m in graph.model.metadata or [] if m.name != b"min_runtime_version"]
 
 
 def needed(graph: Graph, op) -> int:
     """The lowest version of an operator's form."""
     kind = graph.kind(op)
     types = [graph.tensors[t].type if t >= 0 else None for t in op.inputs]
-    data, weights = (types[2], types[1]) if kind == "TRANSPOSE_CONV" else (types[0] if types else None, types[1] if len(types) > 1 else None)
+    data, weights = (
+        (types[2], types[1])
+        if kind == "TRANSPOSE_CONV"
+        else (types[0] if types else None, types[1] if len(types) > 1 else None)
+    )
     if kind in ("SPLIT",):
         data = types[1]
     if kind in ("QUANTIZE", "DEQUANTIZE"):
@@ -97,7 +108,9 @@ def needed(graph: Graph, op) -> int:
             version = max(version, 4)
         elif len(op.inputs) == 4 and op.inputs[3] >= 0:
             version = max(version, 3)
-    if kind in ("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR") and (options.halfPixelCenters or options.alignCorners and kind != "RESIZE_BILINEAR"):
+    if kind in ("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR") and (
+        options.halfPixelCenters or (options.alignCorners and kind != "RESIZE_BILINEAR")
+    ):
         version = max(version, 3)
     if kind == "MUL" and data == INT8 and _product_scale(graph, op) >= 1.0:
         version = 3
@@ -108,7 +121,10 @@ def _quantize_version(graph: Graph, op, kind: str) -> int:
     source, target = graph.tensors[int(op.inputs[0])], graph.tensors[int(op.outputs[0])]
     if INT4 in (source.type, target.type):
         return 6 if kind == "DEQUANTIZE" else 4
-    per_channel = any(t.quantization is not None and t.quantization.scale is not None and len(t.quantization.scale) > 1 for t in (source, target))
+    per_channel = any(
+        t.quantization is not None and t.quantization.scale is not None and len(t.quantization.scale) > 1
+        for t in (source, target)
+    )
     if kind == "DEQUANTIZE":
         if source.type == INT8:
             return 5 if per_channel else 2

@@ -81,7 +81,7 @@ class Worker:
                 raise
             if answer is None:
                 code = self._process.wait()
-                self._process = None
+                self._end()
                 raise WorkerCrash(f"The TFLite converter's process died during {do!r} ({_cause(code)}). {self.tail()}")
         if not answer.pop("ok"):
             raise WorkerError(answer["error"])
