@@ -59,25 +59,53 @@ def _register() -> None:
         importlib.import_module(f"tfcompress.{name}")
 
 
-class _AfterKeras(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets `import keras` run as it would, and registers our classes when it is done."""
+class _AfterKeras(importlib.abc.MetaPathFinder):
+    """Lets `import keras` run as it would, and registers our classes when it is done.
+
+    If it is a module of ours that imports keras first, that module has to be complete before others can import it: the
+    classes are then registered when the outermost import of ours ends.
+    """
+
+    depth, waiting, busy = 0, False, False
 
     def find_spec(self, name, path=None, target=None):
-        if name != "keras":
+        if self.busy or (name != "keras" and not name.startswith("tfcompress.")):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("keras")
+        self.busy = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.busy = False
         if spec is not None and spec.loader is not None:
-            self._loader, spec.loader = spec.loader, self
+            spec.loader = _Loader(spec.loader, self)
         return spec
 
+    def done(self, name):
+        """Register the classes if this was the import that they wait for."""
+        self.waiting = self.waiting or name == "keras"
+        if self.waiting and not self.depth:
+            sys.meta_path.remove(self)
+            _register()
+
+
+class _Loader(importlib.abc.Loader):
+    """A loader that tells `_AfterKeras` when its module is complete."""
+
+    def __init__(self, loader, owner):
+        self.loader, self.owner = loader, owner
+
     def create_module(self, spec):
-        return self._loader.create_module(spec)
+        return self.loader.create_module(spec)
 
     def exec_module(self, module):
-        module.__spec__.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        _register()
+        module.__spec__.loader = module.__loader__ = self.loader
+        ours = module.__name__ != "keras"
+        self.owner.depth += ours
+        try:
+            self.loader.exec_module(module)
+        finally:
+            self.owner.depth -= ours
+        self.owner.done(module.__name__)
 
 
 if "keras" in sys.modules:
