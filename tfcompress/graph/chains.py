@@ -63,9 +63,9 @@ def _links(layer, path: str, links: list[Weighted], taken: set[str]) -> list[Wei
         config = {**link.get_config(), "name": name, "trainable": layer.trainable}
         weights = list(weights)
         if last and getattr(layer, "bias", None) is not None and len(weights) == 1:
-            config["use_bias"] = True
             weights.append(layer.bias)
-        config["use_bias"] = last and len(weights) > 1
+        if "use_bias" in config:
+            config["use_bias"] = last and len(weights) > 1
         made = type(link).from_config({**config, "dtype": layer.dtype_policy})
         if last:
             # The object and not its config: a function of the user's stays the same function.
