@@ -41,6 +41,11 @@ def confusable_sets(probabilities, sets: int, *, restarts: int = 10, seed: int =
     columns = np.cov(p, rowvar=False).T
     best = None
     rng = np.random.default_rng(seed)
+    distinct = len(np.unique(columns, axis=0))
+    if distinct < sets:
+        raise CompressionError(
+            f"The {p.shape[1]} classes do not fall into {sets} sets: {distinct} of them are distinct."
+        )
     for _ in range(max(1, restarts)):
         try:
             centers, found = kmeans2(columns, sets, iter=100, minit="++", missing="raise", rng=rng)
@@ -50,7 +55,9 @@ def confusable_sets(probabilities, sets: int, *, restarts: int = 10, seed: int =
         if best is None or inertia < best[0]:
             best = inertia, found
     if best is None:
-        raise CompressionError(f"The {p.shape[1]} classes do not fall into {sets} sets; ask for fewer.")
+        raise CompressionError(
+            f"No start of k-means found {sets} sets in the {p.shape[1]} classes; ask for fewer, or for more restarts."
+        )
     groups = [np.flatnonzero(best[1] == index) for index in range(sets)]
     return sorted(groups, key=lambda group: int(group[0]))
 
