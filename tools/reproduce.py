@@ -7,11 +7,13 @@ python tools/reproduce.py 12 --quick
 """
 
 import argparse
+import os
 import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from models import experiments  # noqa: E402 - the checkout has to be found first
 from models.experiments import harness  # noqa: E402

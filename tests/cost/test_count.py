@@ -398,6 +398,24 @@ def test_parametrized_layers_count_with_their_effective_weights():
     assert report["b"].distinct == 1
 
 
+class Watcher(layers.Layer):
+    """A layer that finalize would take out."""
+
+    attached_only = True
+
+    def build(self, shape):
+        self.seen = self.add_weight(name="seen", shape=(3,), trainable=False)
+
+    def call(self, x):
+        return x
+
+
+def test_layers_of_attached_models_alone_have_no_parameters():
+    cost.rule(Watcher)(lambda layer, call: 0)
+    model = built(layers.Dense(4), Watcher(), shape=(3,))
+    assert cost.count(model).parameters == 16 == model.count_params() - 3
+
+
 def test_dictionary_and_table():
     model = built(layers.Dense(4, name="a"), layers.ReLU(name="relu"), layers.Dense(2, name="b"), shape=(3,))
     report = cost.count(model)

@@ -12,7 +12,7 @@ def count(model, inputs=None, bits=None, values: bool = True) -> CostReport:
 
     Functional and Sequential models are counted exactly, shared layers once for every call; models with a `call` of
     their own by tracing it, in which matrix products that it writes itself in keras.ops are not seen. Attached models
-    count with their effective weights.
+    count with their effective weights, without the layers that only they have (ranges of outputs).
 
     Args:
         model: a built model or layer.

@@ -19,7 +19,10 @@ def measure(layer, path: str, bits, values: bool, seen: set[int]) -> list[Weight
         bits: see `count`. values: whether to look at the values.
         seen: ids of the variables that were reported before; those found here are added.
     """
-    costs = []
+    costs: list[WeightCost] = []
+    # Layers that only an attached model has, such as the ranges of outputs.
+    if getattr(type(layer), "attached_only", False):
+        return costs
     for name, variable, chain in _weights(layer):
         if id(variable) in seen:
             continue

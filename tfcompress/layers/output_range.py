@@ -27,6 +27,8 @@ class OutputRange(keras.layers.Layer):
         [[0.25, 0.0, 63.75]]
     """
 
+    attached_only = True  # `finalize` takes the layer out: its state is no part of the model's cost
+
     def __init__(self, bits: int = 8, momentum: float = 0.99, fixed=None, **kwargs):
         super().__init__(**kwargs)
         self.bits, self.momentum = int(bits), float(momentum)
