@@ -291,6 +291,13 @@ def loss_takes_training(model, value: bool | None = None) -> bool:
     return before
 
 
+def unscaled(loss):
+    """A loss as it was before it was divided by the number of replicas (tf.distribute)."""
+    from keras.src.losses.loss import unscale_loss_for_distribution
+
+    return unscale_loss_for_distribution(loss)
+
+
 def additional_losses(model) -> list:
     """Regularizers' and add_loss terms as scalars, as `Model.compute_loss` adds them up."""
     return [model._aggregate_additional_loss(loss) for loss in model.losses]

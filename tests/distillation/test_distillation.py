@@ -565,3 +565,30 @@ def test_a_teacher_from_a_file(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     with pytest.raises(CompressionError, match="only if its teacher is a path"):
         Distillation(teacher).get_config()
+
+
+MIRRORED = """
+import contextlib
+import tensorflow as tf
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras, numpy as np, tfcompress
+from tfcompress.distillation import Distillation
+x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+seen = []
+for scope in (contextlib.nullcontext(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()):
+    keras.utils.set_random_seed(0)
+    with scope:
+        teacher = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
+        student = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dense(2, kernel_regularizer="l2")])
+        student = tfcompress.apply(student, Distillation(teacher, alpha=0.3), in_place=True, verbose=0)
+        student.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = student.fit(x, (x[:, 0] > 0).astype("int32"), batch_size=16, epochs=2, verbose=0, shuffle=False).history
+    seen.append([*history["loss"], *history["soft_targets"], *history["hard_labels"]])
+np.testing.assert_allclose(*seen, rtol=1e-5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ON_TF, reason="tf.distribute exists on TensorFlow only")
+def test_two_replicas_train_as_one():
+    subprocess.run([sys.executable, "-c", MIRRORED], check=True, timeout=300)

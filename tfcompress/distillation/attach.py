@@ -151,7 +151,7 @@ class Own:
 
     def again(self, model) -> "Own":
         """The same for a copy of the student."""
-        step = int(keras.ops.convert_to_numpy(self.progress.step.value))
+        step = int(keras.ops.convert_to_numpy(self.progress.step + 0))
         return Own(model, self.source, self.losses, self.from_logits, step)
 
     def split(self, y):
@@ -215,7 +215,7 @@ class Own:
             for value in member.values():
                 finite = ops.all(ops.reshape(ops.isfinite(value), (ops.shape(value)[0], -1)), axis=1)
                 broken = broken + ops.sum(ops.cast(ops.logical_not(finite), "float32"))
-        values = [ops.stop_gradient(ops.convert_to_tensor(term, "float32")) for term in terms]
+        values = [_keras_compat.unscaled(ops.stop_gradient(ops.convert_to_tensor(term, "float32"))) for term in terms]
         self.progress.update_state(values, cases, broken)
         self.progress.step.assign_add(1)
 
@@ -259,7 +259,7 @@ class Guard(keras.callbacks.Callback):
             return
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
-        broken = int(keras.ops.convert_to_numpy(own.progress.broken.value))
+        broken = int(keras.ops.convert_to_numpy(own.progress.broken + 0.0))  # reduced over replicas
         if broken:
             raise CompressionError(
                 f"Teacher {own.source.name!r} gave NaN or infinite values for {broken} inputs {when}; the student's weights "
