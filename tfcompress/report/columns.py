@@ -117,9 +117,12 @@ def _accuracy(row: Row, base: Row | None) -> Cell:
 
 
 def _nonzeros(row: Row) -> Cell:
-    if row.nonzeros is None or not row.parameters or row.nonzeros == row.parameters:
-        return Cell(count(row.nonzeros))
-    return Cell(count(row.nonzeros), f"{100 * (1 - row.nonzeros / row.parameters):.1f} % zeros")
+    zeros = (
+        f"{100 * (1 - row.nonzeros / row.parameters):.1f} % zeros"
+        if row.nonzeros is not None and row.parameters
+        else ""
+    )
+    return Cell(count(row.nonzeros), "" if zeros.startswith("0.0") else zeros)
 
 
 def _size(value: int | None, ratio: float | None) -> Cell:
