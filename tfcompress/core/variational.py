@@ -180,8 +180,9 @@ class Draw(keras.random.SeedGenerator):
 
 def track_draw(link: Parametrization, seed) -> Draw:
     """A `Draw` that belongs to a parametrization which is being built, and is saved with its layer."""
-    # Equal seeds on two weights of one shape would give them equal noise.
-    text = f"{seed}/{link.layer.path}/{link.weight}/{link.shape}"
+    # Equal seeds on two weights of one shape would give them equal noise. A method numbers its weights in the seed, as
+    # text, so that a model that is made anew under other automatic names gets the same noise; else the name serves.
+    text = seed if isinstance(seed, str) else f"{seed}/{link.layer.path}/{link.weight}/{link.shape}"
     draw = Draw(zlib.crc32(text.encode()) & 0x7FFFFFFF)
     _keras_compat.track_seed(link.layer, draw)
     link.__dict__.setdefault("seeds", []).append(draw)
@@ -200,7 +201,7 @@ class VariationalWeight(Parametrization):
         weighting: "uniform" or "decreasing", see `minibatch_weights`.
         loss: "mean" or "sum": how the model's loss joins the negative log-likelihoods of a batch's examples.
         passes: how many steps in a row see the same mini-batch, each with a draw of its own; see `Repeated`.
-        seed: of the draws; different on each weight in any case.
+        seed: of the draws; an integer is mixed with the weight's name, a text is taken as it is.
     """
 
     def __init__(self, examples=None, batches=None, weighting="uniform", loss="mean", passes=1, seed=0):

@@ -1,5 +1,7 @@
 """[23] Weight Uncertainty in Neural Networks (Blundell, Cornebise, Kavukcuoglu, Wierstra, 2015): Bayes by Backprop."""
 
+import itertools
+
 import keras
 import numpy as np
 
@@ -121,18 +123,21 @@ class BayesByBackprop(WeightMethod):
         self.examples, self.batches, self.weighting, self.prior, self.rho = examples, batches, weighting, prior, rho
         self.biases, self.closed_form, self.loss, self.passes, self.seed = biases, closed_form, loss, passes, seed
         self.layers, self.exclude, self.include_frozen = layers, exclude, include_frozen
-        self._weight("", "")  # bad arguments are refused here, before any model is touched
+        self._numbers = itertools.count()
+        self._weight()  # bad arguments are refused here, before any model is touched
 
-    def _weight(self, path: str, weight: str) -> GaussianWeight:
+    def _weight(self) -> GaussianWeight:
+        seed = f"{self.seed}/{next(self._numbers)}"
         return GaussianWeight(
-            self.examples, self.batches, self.weighting, self.loss, self.passes, f"{self.seed}/{path}.{weight}",
-            self.prior, self.rho, self.closed_form,
+            self.examples, self.batches, self.weighting, self.loss, self.passes, seed, self.prior, self.rho,
+            self.closed_form,
         )  # fmt: skip
 
     def parametrization(self, path, layer, weight):
-        return self._weight(path, weight)
+        return self._weight()
 
     def attach(self, model, data=None):
+        self._numbers = itertools.count()
         model, rows = super().attach(model, data)
         if not self.biases:
             return model, rows
@@ -141,7 +146,7 @@ class BayesByBackprop(WeightMethod):
         for path in dict.fromkeys(row.layer for row in rows if row.action == DONE):
             for name in select.weight_names(reached[path]):
                 if "bias" in name:
-                    link = self._weight(path, name)
+                    link = self._weight()
                     link.start = step(model)
                     attach(reached[path], name, [link])
                     rows.append(Row(path, name, DONE, repr(link)))

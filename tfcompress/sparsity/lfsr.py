@@ -1,6 +1,7 @@
 """[83] Sparsely-connected neural networks: towards efficient VLSI implementation (Ardakani, Condo, Gross, 2016)."""
 
 import dataclasses
+import itertools
 import zlib
 
 import keras
@@ -134,13 +135,15 @@ class LFSR(WeightMethod):
                  layers=None, exclude=None, include_frozen: bool = False):  # fmt: skip
         self.density, self.bits, self.taps, self.seed, self.stride = density, bits, taps, seed, stride
         self.layers, self.exclude, self.include_frozen = layers, exclude, include_frozen
+        self._numbers = itertools.count()
         LFSRMask(density, bits, taps, seed, stride)  # bad arguments are refused here, before any model is touched
 
     def parametrization(self, path, layer, weight):
-        own = zlib.crc32(f"{self.seed}/{path}.{weight}".encode())
+        own = zlib.crc32(f"{self.seed}/{next(self._numbers)}".encode())
         return LFSRMask(self.density, self.bits, self.taps, own, self.stride)
 
     def attach(self, model, data=None):
+        self._numbers = itertools.count()
         model, rows = super().attach(model, data)
         links = {name: c.links[-1] for name, c in chains(model) if isinstance(c.links[-1], LFSRMask)}
 
