@@ -46,49 +46,40 @@ def test_c23_a_crash_of_the_stock_converter_is_an_error_and_not_the_end(worker, 
     assert (tmp_path / "f.tflite").stat().st_size > 1000
 
 
-class DiesOnce(Worker):
-    """Its process is killed while it works on the first conversion."""
+@pytest.fixture
+def dying(worker, monkeypatch):
+    """The worker, whose process is killed while it works on its next conversion."""
+    request, killed = worker.request, []
 
-    def __init__(self):
-        super().__init__(timeout=300)
-        self.killed = False
-
-    def request(self, do, timeout=None, **arguments):
-        if do == "convert" and not self.killed:
-            self.killed = True
-            killer = threading.Timer(0.0, self._kill)
-            killer.start()
-        return super().request(do, timeout, **arguments)
-
-    def _kill(self):
+    def kill():
         for _ in range(3000):
-            if self.pid is not None:
-                os.kill(self.pid, signal.SIGKILL)
+            if worker.pid is not None:
+                os.kill(worker.pid, signal.SIGKILL)
                 return
             time.sleep(0.01)
 
+    def deadly(do, timeout=None, **arguments):
+        if do == "convert" and not killed:
+            killed.append(do)
+            threading.Timer(0.0, kill).start()
+        return request(do, timeout, **arguments)
 
-def test_c23_a_crash_in_the_float_conversion_falls_back_to_unrolling(recurrent, tmp_path):
-    worker = DiesOnce()
-    try:
-        data = np.random.default_rng(0).normal(size=(8, 10, 4)).astype(np.float32)
-        report = export.tflite(recurrent, tmp_path / "f.tflite", samples=data, worker=worker, verbose=0)
-    finally:
-        worker.close()
-    assert worker.starts == 2
+    monkeypatch.setattr(worker, "request", deadly)
+    return worker
+
+
+def test_c23_a_crash_in_the_float_conversion_falls_back_to_unrolling(dying, recurrent, tmp_path):
+    data = np.random.default_rng(0).normal(size=(8, 10, 4)).astype(np.float32)
+    report = export.tflite(recurrent, tmp_path / "f.tflite", samples=data, worker=dying, verbose=0)
     assert "SIGKILL" in report.fallbacks[0]
     assert "unrolled" in report.fallbacks[0]
     assert "WHILE" not in report.verification.census.operators
     assert report.verification.max_error < 1e-5
 
 
-def test_a_crash_without_a_fall_back_is_a_clear_error(convnet, images, tmp_path):
-    worker = DiesOnce()
-    try:
-        with pytest.raises(CompressionError, match="SIGKILL"):
-            export.tflite(convnet, tmp_path / "f.tflite", samples=images, worker=worker, verbose=0)
-    finally:
-        worker.close()
+def test_a_crash_without_a_fall_back_is_a_clear_error(dying, convnet, images, tmp_path):
+    with pytest.raises(CompressionError, match="SIGKILL"):
+        export.tflite(convnet, tmp_path / "f.tflite", samples=images, worker=dying, verbose=0)
     assert not (tmp_path / "f.tflite").exists()
 
 
