@@ -65,6 +65,8 @@ class Compression(keras.callbacks.Callback):
             )
         for _, chain in self._chains:
             chain.initialize()
+            for link in chain.links:
+                link.begin()
         self._now = int(keras.ops.convert_to_numpy(self._clock.value)) if self._clock is not None else 0
         self._groups: dict[type[Parametrization], list[Parametrization]] = {}
         for _, chain in self._chains:

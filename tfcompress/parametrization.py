@@ -79,6 +79,9 @@ class Parametrization(Configurable):
             f"{type(self).__name__} on {self.where} cannot take an assigned value. Assign before attaching it."
         )
 
+    def begin(self) -> None:
+        """Training begins: forget what was remembered of variables, which may have been loaded since."""
+
     def update(self, step: int) -> None:
         """Refresh own state outside the graph; `step` counts optimizer updates since attachment."""
 

@@ -72,18 +72,34 @@ class MagnitudeMask(Mask):
         """The present mask as an array."""
         return keras.ops.convert_to_numpy(self.mask.value)
 
-    def live_after(self, value: np.ndarray, step: int) -> int:
-        """How many weights the schedule leaves at a step."""
-        if self.quality is not None:
-            return int((np.abs(value) > self.quality(step) * value.std()).sum())
-        return value.size - round(self.sparsity(step) * value.size)
+    def begin(self):
+        # Weights may have been loaded since; within a training the mask is changed here alone.
+        self.__dict__.pop("_known", None)
+
+    def _alive_now(self) -> tuple[np.ndarray, int]:
+        """The mask and its live count, read once a training."""
+        if "_known" not in self.__dict__:
+            alive = self.alive
+            self.__dict__["_known"] = alive, int(alive.sum())
+        return self.__dict__["_known"]
+
+    def set(self, mask):
+        super().set(mask)
+        self.__dict__["_known"] = np.asarray(mask, bool), int(np.sum(mask))
 
     def update_from(self, value: np.ndarray, step: int) -> None:
         """Cut to what the schedule says at `step`, by the weights `value`."""
-        alive = self.alive
-        keep = min(self.live_after(value, step), int(alive.sum()))
-        if keep < alive.sum():
+        alive, count = self._alive_now()
+        if self.quality is not None:
+            keep = int((np.abs(value[alive]) > self.quality(step) * value.std()).sum())
+        else:
+            keep = self._live_at(step)
+        if keep < count:
             self.set(magnitude_mask(value, keep, alive))
+
+    def _live_at(self, step: int) -> int:
+        size = int(np.prod(self.shape))
+        return size - round(self.sparsity(step) * size)
 
     def update(self, step):
         self.update_group([self], [step])
@@ -94,18 +110,11 @@ class MagnitudeMask(Mask):
         for member, step in zip(members, steps, strict=True):
             if member.scope == "global":
                 everywhere.setdefault((member.schedules()[0][1], member.start), []).append((member, step))
-            elif member._due(step):
+            # What is cut stays cut, so an unchanged count is an unchanged mask, and the weights need not be read.
+            elif member.quality is not None or member._live_at(step) < member._alive_now()[1]:
                 member.update_from(member._before(), step)
         for group in everywhere.values():
             cls._update_globally([member for member, _ in group], group[0][1])
-
-    def _due(self, step: int) -> bool:
-        """Whether the schedule asks for another count than at the last update."""
-        target = self.schedules()[0][1](step)
-        if target == self.__dict__.get("_last_target"):
-            return False
-        self.__dict__["_last_target"] = target
-        return True
 
     def _before(self) -> np.ndarray:
         """The weight that the mask acts on."""
@@ -116,7 +125,7 @@ class MagnitudeMask(Mask):
     @classmethod
     def _update_globally(cls, members, step) -> None:
         values = [member._before() for member in members]
-        alive = [member.alive for member in members]
+        alive = [member._alive_now()[0] for member in members]
         flat = np.concatenate([value.ravel() for value in values])
         if members[0].sparsity is None:
             raise CompressionError("scope='global' ranks by sparsity; a quality threshold is per layer by definition.")
