@@ -253,8 +253,11 @@ def apply(model, method, data=None, *, in_place: bool = False, verbose: int = 1)
     rows: list[Row] = []
     trained = {id(v) for v in twin.trainable_variables}
     for one in methods:
+        before = twin
         twin, new = one.attach(twin, data)
         rows += new
+        for mover in MOVERS if twin is not before else ():
+            rows += mover(before, twin)
     carriers.carry_all(twin)
     if chains(twin):
         clock(twin)
@@ -322,6 +325,9 @@ def step(model) -> int:
 # What `finalize` does besides baking weights, by the packages that attach other things: model -> (model, rows, ranges).
 Finalizer = Callable[[keras.Model], tuple[keras.Model, list[Row], dict[str, Range]]]
 FINALIZERS: list[Finalizer] = []
+
+# What is attached to a model as a whole and has to follow when a method makes a new model of it: (old, new) -> rows.
+MOVERS: list[Callable[[keras.Model, keras.Model], list[Row]]] = []
 
 
 def finalize(model, *, in_place: bool = False, force: bool = False, verbose: int = 1):

@@ -10,7 +10,7 @@ from keras import ops
 from scipy.special import log_softmax, rel_entr, softmax
 
 import tfcompress
-from tfcompress import distillation, pruning, schedules
+from tfcompress import distillation, factorization, pruning, quantization, schedules
 from tfcompress.distillation import Distillation, HardLabels, Logits, SoftTargets, TeacherLoss
 from tfcompress.errors import CompressionError
 
@@ -260,6 +260,31 @@ def test_with_pruning_in_the_same_run(order, subclassed):
     kernel = (plain.hidden if subclassed else plain.layers[0]).kernel
     assert np.mean(ops.convert_to_numpy(kernel) == 0) == 0.5
     assert not tfcompress.method.is_attached(plain)
+
+
+@pytest.mark.parametrize("method", ["qat", "svd"])
+@pytest.mark.parametrize("order", ["method first", "teacher first"])
+def test_with_quantization_and_surgery(method, order):
+    """Outputs that are rounded in training, and a method that makes a new model of the student."""
+    x, y = data(32)
+    other = quantization.QAT() if method == "qat" else factorization.SVD(rank=2)
+    small = net("small", 40)
+    taught = Distillation(net("big"), alpha=0.5)
+    for one in [other, taught] if order == "method first" else [taught, other]:
+        small = distil(small, one, data=x)
+    small.compile("adam", cross_entropy())
+    history = small.fit(x, y, epochs=3, verbose=0).history
+    assert history["soft_targets"][-1] < history["soft_targets"][0]
+    plain = tfcompress.finalize(small, verbose=0)
+    assert type(plain) is keras.Sequential
+    assert not tfcompress.method.is_attached(plain)
+
+
+def test_a_rounded_softmax_is_refused():
+    x, _ = data(32)
+    small = distil(net("small", softmax_end=True), quantization.QAT(), data=x)
+    with pytest.raises(CompressionError, match="whose output is rounded to a few bits"):
+        distil(small, Distillation(net("big")))
 
 
 def test_in_place_and_back():

@@ -23,7 +23,7 @@ from tfcompress import _keras_compat, carriers
 from tfcompress.distillation.losses import HardLabels
 from tfcompress.distillation.teachers import as_logits, gives_logits, named, pick
 from tfcompress.errors import CompressionError
-from tfcompress.method import DONE, FINALIZERS, Row
+from tfcompress.method import DONE, FINALIZERS, MOVERS, Row
 from tfcompress.parametrization import STATE
 from tfcompress.schedules import Constant, Schedule
 
@@ -397,4 +397,13 @@ def _take_off(model):
     return model, rows, {}
 
 
+def _move(old, new) -> list[Row]:
+    """What `apply` does when a method made a new model of a student, as surgery does: the teacher goes along."""
+    if not is_distilled(old) or is_distilled(new):
+        return []
+    attach(new, old.__dict__[OWN].again(new))
+    return [Row(new.name, "", DONE, f"goes on learning from {old.__dict__[OWN].source.name!r}")]
+
+
 FINALIZERS.append(_take_off)
+MOVERS.append(_move)

@@ -59,13 +59,15 @@ def gives_logits(model, name: str | None = None) -> bool | None:
     """Whether a network's output are logits; None when neither its graph nor its compiled loss tells.
 
     Raises:
-        CompressionError: it ends in a sigmoid, whose classes do not exclude each other.
+        CompressionError: it ends in a sigmoid, whose classes do not exclude each other, or in a rounded softmax.
     """
     structure = _keras_compat.output_structure(model)
     if structure is None:
         return _compiled_from_logits(model)
     operation = _keras_compat.operation_of(pick(named(model, structure), name, f"Model {model.name!r}"))
-    while type(operation).__name__ in _PASSING:
+    rounded = False
+    while type(operation).__name__ in _PASSING or getattr(operation, "attached_only", False):
+        rounded = rounded or getattr(operation, "attached_only", False)
         operation = _keras_compat.operation_of(operation.input)
     if isinstance(operation, keras.Model):
         return gives_logits(operation)
@@ -75,7 +77,13 @@ def gives_logits(model, name: str | None = None) -> bool | None:
             f"Model {model.name!r} ends in a sigmoid. Soft targets need classes that exclude each other: end it in a softmax "
             "or in logits."
         )
-    return not (activation is keras.activations.softmax or type(operation).__name__ == "Softmax")
+    softmax = activation is keras.activations.softmax or type(operation).__name__ == "Softmax"
+    if softmax and rounded:
+        raise CompressionError(
+            f"Model {model.name!r} ends in a softmax whose output is rounded to a few bits, so that its logits are lost. End it "
+            "in logits while it is distilled, and add the softmax for the export."
+        )
+    return not softmax
 
 
 def _compiled_from_logits(model) -> bool | None:
