@@ -63,6 +63,8 @@ class Matrix:
         layer, k = self.layer, factors.a.shape[1]
         bias = [] if factors.shift is None else [_numpy(layer.bias) + factors.shift]
         config = {**layer.get_config(), "activation": "linear", "activity_regularizer": None}
+        first: dict
+        last: dict
         if isinstance(layer, keras.layers.Dense):
             first, last = {"units": k}, {}
         elif isinstance(layer, CONVOLUTIONS):

@@ -106,9 +106,9 @@ class SVD(Method):
         layers, exclude, include_frozen: which layers; see `tfcompress.select`.
 
     Example:
-        >>> from tfcompress import apply
+        >>> import keras, tfcompress
         >>> model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(32, name="a")])
-        >>> [layer.name for layer in apply(model, SVD(rank=4), verbose=0).layers]
+        >>> [layer.name for layer in tfcompress.apply(model, SVD(rank=4), verbose=0).layers]
         ['a_1', 'a']
     """
 
@@ -138,11 +138,10 @@ class SVD(Method):
         chosen = self._ranks(found, [factors.values for factors in whole])
         chains, pairs = {}, {}
         for matrix, k in zip(found, chosen, strict=True):
-            m, n = matrix.shape
-            before = matrix.size
+            (m, n), before = matrix.shape, matrix.size
             if k * (m + n) >= before:
-                saves = f"rank {k} would hold {k * (m + n)} weights, not fewer than the layer's {before}"
-                rows.append(Row(matrix.path, "kernel", SKIPPED, saves))
+                more = f"rank {k} would hold {k * (m + n)} weights, not fewer than the layer's {before}"
+                rows.append(Row(matrix.path, "kernel", SKIPPED, more))
                 continue
             factors = self._factors(matrix, k, moments)
             if matrix.first is not None:
@@ -175,8 +174,7 @@ class SVD(Method):
         return not reason
 
     def _rule(self, matrix) -> str | None:
-        patterns = (p for p in self._rules() if select.get(p)(matrix.path, matrix.layer, "kernel"))
-        return next(patterns, None)
+        return next((p for p in self._rules() if select.get(p)(matrix.path, matrix.layer, "kernel")), None)
 
     def _ranks(self, found: list, values: list[np.ndarray]) -> list[int]:
         chosen = [0] * len(found)

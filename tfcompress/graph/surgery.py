@@ -110,11 +110,19 @@ def plan(trace: Trace, removals: dict, round_to: int = 1) -> Cut:
         for slot in going:
             if slot in group.fixed:
                 raise CompressionError(f"Channel {slot} of {root!r} cannot be removed: {group.fixed[slot]}.")
-        keep = math.ceil((len(group) - len(going)) / round_to) * round_to
-        removed |= set(group.classes[going[: max(len(group) - keep, 0)]].tolist())
+        removed |= set(group.classes[going[: rounded(group, len(going), round_to)]].tolist())
     cut = Cut(trace, removed)
     cut.check()
     return cut
+
+
+def rounded(group: Group, going: int, round_to: int) -> int:
+    """How many of `going` slots may go so that a multiple of `round_to` channels of the root is left."""
+    slots = group.slots(group.root)
+    # In a grouped convolution a slot is a channel of each part.
+    each = len(slots) // len(np.unique(slots))
+    unit = round_to // math.gcd(round_to, each)
+    return max(len(group) - math.ceil((len(group) - going) / unit) * unit, 0)
 
 
 def trace_kind(trace: Trace, path: str) -> str:
@@ -142,7 +150,7 @@ def remove_channels(model, removals: dict, *, round_to: int = 1):
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"), keras.layers.Dense(2, name="b")])
-        >>> remove_channels(model, {"a": [0, 3]}).get_layer("b").kernel.shape
+        >>> tuple(remove_channels(model, {"a": [0, 3]}).get_layer("b").kernel.shape)
         (2, 2)
     """
     trace = Trace(model)

@@ -3,11 +3,13 @@
 from tfcompress.core.variational import Gaussian, ScaleMixture, average, sampled
 from tfcompress.pruning.bayes import BayesByBackprop, GaussianWeight, snr_prune
 from tfcompress.pruning.connections import sensitivity, shrink_dropout, shrunk_dropout
+from tfcompress.pruning.filters import Filters, filter_sensitivity
 from tfcompress.pruning.magnitude import Magnitude, MagnitudeMask
 from tfcompress.pruning.shared_weights import SharedWeights, sharing_rate
 
 __all__ = [
     "BayesByBackprop",
+    "Filters",
     "Gaussian",
     "GaussianWeight",
     "Magnitude",
@@ -15,6 +17,7 @@ __all__ = [
     "ScaleMixture",
     "SharedWeights",
     "average",
+    "filter_sensitivity",
     "sampled",
     "sensitivity",
     "sharing_rate",
