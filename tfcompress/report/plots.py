@@ -211,7 +211,7 @@ def _latency(report):
     axis.locator_params(axis="x", nbins=6)
     axis.grid(axis="y", visible=False)
     where = "" if several else f" on {settings[0]}"
-    axis.set_xlabel(f"{unit}{where} (mark: median, thick: its interval, thin: p5 to p95)", parse_math=False)
+    axis.set_xlabel(f"{unit}{where}\n(mark: median, thick: its interval, thin: p5 to p95)", parse_math=False)
     return figure
 
 
