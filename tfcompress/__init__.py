@@ -94,6 +94,10 @@ class _Loader(importlib.abc.Loader):
     def __init__(self, loader, owner):
         self.loader, self.owner = loader, owner
 
+    def __getattr__(self, name):
+        # What else loaders have: `python -m` asks for get_code, and reading package data for get_resource_reader.
+        return getattr(self.loader, name)
+
     def create_module(self, spec):
         return self.loader.create_module(spec)
 
