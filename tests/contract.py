@@ -13,9 +13,13 @@ from tfcompress import schedules
 from tfcompress.core.codebooks import Codebook
 from tfcompress.core.grids import IntegerGrid
 from tfcompress.core.masks import Mask
+from tfcompress.core.signs import SignWeight
+from tfcompress.core.variational import Gaussian
 from tfcompress.parametrization import Parametrization, chains
+from tfcompress.pruning.bayes import GaussianWeight
 from tfcompress.pruning.magnitude import MagnitudeMask
 from tfcompress.quantization import BiasGrid
+from tfcompress.sparsity.lfsr import LFSRMask
 
 BATCH = 8
 
@@ -126,4 +130,7 @@ CASES: dict[type, Case] = {
     # On anything but the bias of a layer between a range and an integer kernel it is the identity.
     BiasGrid: Case(BiasGrid, kinds=("dense",), assign="exact"),
     Codebook: Case(lambda: Codebook(clusters=5), every_kind=True),
+    GaussianWeight: Case(lambda: GaussianWeight(examples=BATCH, prior=Gaussian(1.0)), every_kind=True, assign="exact"),
+    LFSRMask: Case(lambda: LFSRMask(density=0.4, seed=1), kinds=("dense", "conv2d", "depthwise")),
+    SignWeight: Case(lambda: SignWeight(levels=3, stochastic=True), keeps_zeros=True),
 }

@@ -1,6 +1,7 @@
 """The contract of `tests/contract.py`, checked for every parametrization."""
 
 import importlib
+import inspect
 import pathlib
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def classes_of_the_package() -> set[type]:
     return {
         cls
         for cls in below(Parametrization)
-        if cls.__module__.startswith("tfcompress.") and not cls.__name__.startswith("_")
+        if cls.__module__.startswith("tfcompress.") and not cls.__name__.startswith("_") and not inspect.isabstract(cls)
     }
 
 

@@ -8,6 +8,7 @@ Requirements that the engine meets:
 - A step of evaluation leaves the counter alone, so that validation does not change training.
 """
 
+import abc
 import math
 import zlib
 
@@ -189,7 +190,7 @@ def track_draw(link: Parametrization, seed) -> Draw:
     return draw
 
 
-class VariationalWeight(Parametrization):
+class VariationalWeight(Parametrization, abc.ABC):
     """A weight with a posterior: a subclass says what its mean, a draw and the divergence from the prior are.
 
     The loss of a mini-batch is the free energy F_i = pi_i * KL - log P(D_i | w), divided by the batch size if the
@@ -223,14 +224,17 @@ class VariationalWeight(Parametrization):
         self.examples, self.batches, self.weighting = examples, batches, weighting
         self.loss, self.passes, self.seed = loss, int(passes), seed
 
+    @abc.abstractmethod
     def mean(self, value):
         """What inference sees."""
         raise NotImplementedError
 
+    @abc.abstractmethod
     def sample(self, value):
         """The weight with the present draw's noise, which `noise` gives."""
         raise NotImplementedError
 
+    @abc.abstractmethod
     def divergence(self, value):
         """The summed divergence from the prior, sampled with the present draw or in closed form."""
         raise NotImplementedError

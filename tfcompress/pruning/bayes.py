@@ -77,9 +77,10 @@ class GaussianWeight(VariationalWeight):
 
     def signal_to_noise(self) -> np.ndarray:
         """|mu| / sigma of each weight; -1 where the weight is deleted."""
-        mu = self.chain.dense(self.chain.links.index(self))
-        sigma = keras.ops.convert_to_numpy(sigma_of(self.spread.value))
-        ratio = np.abs(mu) / np.maximum(sigma, np.finfo("float32").tiny)
+        mu = self.chain.dense(self.chain.links.index(self)).astype("float64")
+        # In float64 and with a floor: a sigma that training drove to 0 is a large ratio, not an overflow.
+        sigma = np.logaddexp(0.0, keras.ops.convert_to_numpy(self.spread.value).astype("float64"))
+        ratio = np.abs(mu) / np.maximum(sigma, 1e-200)
         return np.where(keras.ops.convert_to_numpy(self.alive.value), ratio, -1.0)
 
     def prune(self, keep: np.ndarray) -> None:
