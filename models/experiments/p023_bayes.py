@@ -52,7 +52,7 @@ def train(model, x, y, epochs: int, batch: int = 128) -> None:
     data="MNIST",
     sizes={
         "quick": "5 000 images, 784-100-100-10, 3 epochs",
-        "standard": "60 000 images, 784-400-400-10, 15 epochs",
+        "standard": "60 000 images, 784-400-400-10, 10 epochs",
         "full": "60 000 images, 784-1200-1200-10, 300 epochs",
     },
     baseline="dropout",
@@ -71,7 +71,7 @@ def run(seed, quick, full, log):
     """Dropout and Bayes by Backprop on the same net, then 50 to 98 % of the kernel weights deleted, two ways."""
     from scipy.special import softmax
 
-    images, width, epochs = (5_000, 100, 3) if quick else (60_000, 1200, 300) if full else (60_000, 400, 15)
+    images, width, epochs = (5_000, 100, 3) if quick else (60_000, 1200, 300) if full else (60_000, 400, 10)
     data = datasets.load("mnist")
     scale = np.float32(255.0 / 126.0)  # the paper divides pixels by 126
     x, y = data.x_train.reshape(-1, 784)[:images] * scale, data.y_train[:images]

@@ -243,6 +243,29 @@ def test_the_file_holds_values_and_seeds_and_no_index():
 
 
 @pytest.mark.paper(83)
+def test_a_model_is_packed_as_values_and_seeds(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((784,)),
+            keras.layers.Dense(64, name="a"),
+            keras.layers.Dense(64, name="b"),
+            keras.layers.Dense(10),
+        ]
+    )
+    sparse = apply(model, LFSR(density=0.1, exclude="dense*"), verbose=0)
+    plain = finalize(sparse, verbose=0)
+    report = codecs.pack(plain, tmp_path / "seeds.tfcz", handed=handed(sparse))
+    found = codecs.pack(plain, tmp_path / "found.tfcz")
+    assert sum(row.coding == "handed" for row in report.rows) == 2
+    survivors = sum(int((plain.get_layer(name).kernel.numpy() != 0).sum()) for name in "ab")
+    assert report.file_bytes < found.file_bytes - 2 * 64 * 10 // 8  # the places of the survivors cost more than that
+    assert report.file_bytes > 3 * survivors  # float values stay
+    again = keras.saving.load_model(codecs.unpack(tmp_path / "seeds.tfcz", tmp_path / "again.keras"))
+    for left, right in zip(plain.get_weights(), again.get_weights(), strict=True):
+        assert np.array_equal(left, right)
+
+
+@pytest.mark.paper(83)
 def test_a_damaged_coding_is_refused():
     register = lfsr.Register(8)
     kernel = np.random.default_rng(0).normal(size=(20, 6)).astype("float32")
