@@ -272,3 +272,35 @@ def test_the_same_model_gives_the_same_bytes(worker, convnet, images, all_precis
     path = tmp_path / "again.tflite"
     export.tflite(convnet, path, "int8", calibration=images, verify=False, worker=worker, verbose=0)
     assert path.read_bytes() == pathlib.Path(all_precisions["int8"].path).read_bytes()
+
+
+def test_negation_and_squares_of_stock_normalizations_become_integer(worker, tmp_path):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6, 12), name="x")
+    y = layers.LayerNormalization(name="ln")(x)
+    model = keras.Model(x, layers.Dense(3, name="d")(layers.Flatten()(keras.ops.square(y) - y)))
+    data = np.random.default_rng(0).normal(size=(32, 6, 12)).astype(np.float32)
+    path = tmp_path / "n.tflite"
+    report = export.tflite(model, path, "int8", calibration=data, boundary="int8", worker=worker, verbose=0)
+    assert not {"NEG", "SQUARE", "DEQUANTIZE"} & set(oracle.operators(path))
+    assert report.verification.census.float_operators == []
+    assert report.verification.max_error < 0.06
+
+
+def test_what_the_quantizer_refuses_goes_to_the_stock_converter_by_name(worker, tmp_path):
+    def three_times(t):
+        return keras.ops.while_loop(lambda k, v: k < 3, lambda k, v: (k + 1, v * 1.5 + 0.1), (0, t))[1]
+
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4,), name="x")
+    model = keras.Model(
+        x, layers.Dense(2, name="o")(layers.Lambda(three_times, name="loop")(layers.Dense(4, name="i")(x)))
+    )
+    data = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+    report = export.tflite(model, tmp_path / "l.tflite", "int8", calibration=data, worker=worker, verbose=0)
+    assert "stock converter" in report.fallbacks[0]
+    assert "litert-quantizer" in report.fallbacks[0]
+    assert report.verification.max_error < 0.05
+    assert export.Runner(tmp_path / "l.tflite").outputs == ("o",)
+    with pytest.raises(CompressionError, match="stock converter cannot"):
+        export.tflite(model, tmp_path / "l.tflite", "int8", calibration=data, boundary="int8", worker=worker, verbose=0)

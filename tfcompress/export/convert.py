@@ -1,59 +1,24 @@
 """The two calls people make: one file, or several precisions from one float conversion."""
 
-import dataclasses
 import pathlib
 import tempfile
 import time
 from typing import Any
 
 from tfcompress.errors import CompressionError
-from tfcompress.export import boundary as ends
-from tfcompress.export import halffloat, quantize, ranges, targets
 from tfcompress.export import sparse as sparsity
+from tfcompress.export import targets
+from tfcompress.export.build import INTEGER, Built, Options, floating, integer
 from tfcompress.export.flatbuffer import Graph
-from tfcompress.export.match import file_weights
-from tfcompress.export.ranges import Trained
 from tfcompress.export.readback import Expected, read_back
-from tfcompress.export.repair import repair
 from tfcompress.export.reports import ExportReport, VerifyReport
-from tfcompress.export.session import FloatFile, Session
+from tfcompress.export.session import Session
 from tfcompress.export.targets import Target
 from tfcompress.export.verify import Origin
 from tfcompress.export.verify import verify as verify_file
-from tfcompress.export.versions import set_versions
 from tfcompress.export.worker import Worker, WorkerError, shared
 from tfcompress.files import write_bytes
-from tfcompress.record import Range, Record
-
-_INTEGER = ("int8", "int16x8", "int4")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What one file is asked to be; the names are those of `tflite`."""
-
-    precision: str
-    boundary: str
-    target: Target
-    strict: bool
-    sparse: bool
-    percentile: float | None
-    per_tensor_dense: bool
-
-
-@dataclasses.dataclass
-class Built:
-    """A finished file before it is written."""
-
-    data: bytes
-    source: FloatFile
-    prepended: bool
-    trained: Trained
-    expected: Expected
-    ranges: dict[str, int]
-    weights: dict[str, int]
-    calibrated: list[str]
-    notes: list[str]
+from tfcompress.record import Record
 
 
 def tflite(model, path, precision: str = "float32", **options) -> ExportReport:
@@ -98,6 +63,7 @@ def convert(
     custom_ops: bool = False,
     timeout: float = 600.0,
     worker: Worker | None = None,
+    force: bool = False,
     verbose: int = 1,
 ) -> dict:
     """Write several files of one model from one float conversion.
@@ -120,7 +86,7 @@ def convert(
         percentile: calibrate by this percentile (e.g. 99.99) instead of the extremes.
         per_tensor_dense: one scale for each dense weight; by default what the target needs.
         custom_ops: allow custom operators. timeout: seconds that a conversion may take. worker: the converter process.
-        verbose: 0 prints nothing.
+        force: export although a schedule never advanced. verbose: 0 prints nothing.
 
     Returns:
         {path: ExportReport}.
@@ -131,7 +97,7 @@ def convert(
     plans = _plans(files, boundary, targets.target_of(target), strict, sparse, percentile, per_tensor_dense)
     session = Session(
         model, record=record, samples=samples, calibration=calibration, batch=batch, normalisation=normalisation,
-        worker=worker or shared(), timeout=timeout, custom_ops=custom_ops,
+        worker=worker or shared(), timeout=timeout, custom_ops=custom_ops, force=force,
     )  # fmt: skip
     reports = {}
     for path, options in plans.items():
@@ -149,7 +115,7 @@ def _plans(files, boundary, preset: Target, strict, sparse, percentile, per_tens
     per_tensor = preset.per_tensor_dense if per_tensor_dense is None else per_tensor_dense
     plans = {}
     for path, precision in files.items():
-        own = boundary if precision in _INTEGER else "float32"
+        own = boundary if precision in INTEGER else "float32"
         targets.check_request(preset, precision, own)
         if sparse:
             sparsity.check_offered(precision)
@@ -159,10 +125,10 @@ def _plans(files, boundary, preset: Target, strict, sparse, percentile, per_tens
 
 def _build(session: Session, options: Options) -> Built:
     """The bytes of one file, run once in the worker; a file that the repair pass breaks is made again without it."""
-    build = _integer if options.precision in _INTEGER else _floating
+    build = integer if options.precision in INTEGER else floating
     built = build(session, options, True)
     problem = _smoke(session, built.data)
-    if problem and options.precision in _INTEGER:
+    if problem and options.precision in INTEGER:
         again = build(session, options, False)
         if not _smoke(session, again.data):
             again.notes.append(
@@ -201,122 +167,6 @@ def _smoke(session: Session, data: bytes) -> str | None:
     return None
 
 
-def _floating(session: Session, options: Options, _repair: bool) -> Built:
-    source = session.float_file(False, bool(session.normalisation))
-    trained, data = Trained(), source.data
-    expected = Expected({}, {})
-    if options.precision == "float16":
-        data = halffloat.halve(data)
-    elif options.precision == "dynamic":
-        only_weights = Record(session.record.weights, {})
-        trained = ranges.locate(source.graph, source.model, only_weights, source.operations, options.strict)
-        graph = Graph(quantize.dynamic(data, trained, options.per_tensor_dense))
-        quantize.seal(graph, source.graph, {}, trained)
-        set_versions(graph)
-        data = graph.to_bytes()
-        expected = _expected(source.graph, graph, {}, trained)
-    weights = {"trained": len(expected.weights)}
-    return Built(data, source, bool(session.normalisation), trained, expected, {}, weights, [], list(trained.notes))
-
-
-def _integer(session: Session, options: Options, collapse: bool) -> Built:
-    bits = 16 if options.precision == "int16x8" else 8
-    folds = bool(session.normalisation) and session.normalisation.foldable() and options.boundary in ("int8", "uint8")
-    prepended = bool(session.normalisation) and not folds
-    unrolled = session.recurrent()
-    source = session.float_file(unrolled, prepended)
-    notes = ["recurrent layers are unrolled: the converter's loop has no integer form"] if unrolled else []
-    fed, more = session.normalisation.input_ranges() if folds else ({}, [])
-    trained = ranges.locate(source.graph, source.model, session.record, source.operations, options.strict)
-    for name, value in fed.items():
-        # Without a trained range the raw pixels' range is the input's own, and no conversion is needed.
-        trained.ranges.setdefault(name, (name, value))
-    plan, calibrated = _ranges(session, options, source, trained, unrolled, prepended, bits)
-    narrow = _narrow(source.graph, trained, session.record) if options.precision == "int4" else set()
-    graph = Graph(quantize.static(source.data, plan, trained, bits, options.per_tensor_dense, narrow))
-    quantize.split_joined(graph, plan)
-    repair(graph, plan, collapse)
-    quantize.seal(graph, source.graph, plan, trained)
-    ends.set_boundary(graph, options.boundary, fed)
-    data = graph.to_bytes()
-    known = {name: (operation, plan[name]) for name, (operation, _) in trained.ranges.items() if name in plan}
-    expected = _expected(source.graph, graph, known, trained)
-    counts = {
-        "trained": len(known),
-        "calibrated": len(calibrated),
-        "fixed or tied": len(plan) - len(known) - len(calibrated),
-    }
-    products = [w for w in file_weights(source.graph) if w.axis is not None]
-    weights = {
-        "trained": len(expected.weights),
-        "by extremes": sum(source.graph.name(w.tensor) not in trained.scales for w in products),
-    }
-    listed = [source.layers.get(name, name) for name in calibrated] if session.record.outputs else []
-    return Built(
-        data,
-        source,
-        prepended,
-        trained,
-        expected,
-        counts,
-        weights,
-        list(dict.fromkeys(listed)),
-        notes + more + trained.notes,
-    )
-
-
-def _ranges(
-    session, options, source: FloatFile, trained: Trained, unrolled, prepended, bits
-) -> tuple[dict[str, Range], list[str]]:
-    """One range an activation, with calibration where something is left to calibrate."""
-    have_data = session.calibration is not None or (bool(session.record.outputs) and session.has_samples)
-    if not have_data:
-        _, missing = ranges.spread(source.graph, trained, ranges.Statistics({}, {}, 0), bits, options.strict)
-        if missing:
-            known = ", ".join(dict.fromkeys(source.layers.get(name, name) for name in missing[:5]))
-            raise CompressionError(
-                f"precision={options.precision!r} needs calibration data for {len(missing)} activations without a trained range "
-                f"({known}, ...). Pass calibration=x[:200], inputs as the model is used with."
-            )
-        seen = ranges.Statistics({}, {}, 0)
-    else:
-        seen = session.statistics(unrolled, prepended, options.percentile)
-    return ranges.spread(source.graph, trained, seen, bits, options.strict)
-
-
-def _narrow(graph: Graph, trained: Trained, record: Record) -> set[str]:
-    """The weights to be stored in 4 bits: all that the runtime has a kernel for, and whose grid fits where one was trained."""
-    able = {graph.name(int(op.inputs[1])) for op in graph.operators if graph.kind(op) in quantize.NARROW}
-    able = {name for name in able if graph.is_constant(graph.by_name()[name])}
-    wide = {
-        name
-        for name in able
-        if name in trained.scales and (trained.scales[name][1].high > 7 or trained.scales[name][1].low < -8)
-    }
-    if not able - wide:
-        reason = (
-            "its grids hold codes up to 127; train it with 4 bits"
-            if wide
-            else "it has no CONV_2D or FULLY_CONNECTED weight"
-        )
-        raise CompressionError(
-            f"precision='int4' has nothing to store in 4 bits in this model: {reason}, or export int8."
-        )
-    return able - wide
-
-
-def _expected(float_graph: Graph, graph: Graph, known: dict[str, tuple[str, Range]], trained: Trained) -> Expected:
-    """What the finished file has to hold: every trained range, and every trained weight that it stores as integers."""
-    weights = {}
-    places = graph.by_name()
-    for weight in file_weights(float_graph):
-        name = float_graph.name(weight.tensor)
-        if name in trained.scales and name in places:
-            source, grid, scales = trained.scales[name]
-            weights[name] = (source, grid, scales, weight.values)
-    return Expected(known, weights)
-
-
 def _finish(
     session: Session, path, options: Options, built: Built, check: bool, simulated, seconds: float
 ) -> ExportReport:
@@ -348,11 +198,11 @@ def _finish(
 
 
 def _verified(session: Session, path, options: Options, built: Built, simulated) -> VerifyReport:
-    integer = options.precision in _INTEGER
+    in_integers = options.precision in INTEGER
     reference, name = session.plain, "the float Keras model"
-    if integer and simulated is not None:
+    if in_integers and simulated is not None:
         reference, name = simulated, "the simulated network"
-    elif integer and session.attached is not None and session.record:
+    elif in_integers and session.attached is not None and session.record:
         reference, name = session.attached, "the simulated network (the attached model)"
     origin = Origin(
         label=str(path),
@@ -367,7 +217,7 @@ def _verified(session: Session, path, options: Options, built: Built, simulated)
     report = verify_file(
         built.data, reference, session.samples, target=options.target.name, worker=session.worker, origin=origin
     )
-    if options.per_tensor_dense and integer and report.max_error > 0.1:
+    if options.per_tensor_dense and in_integers and report.max_error > 0.1:
         report.warnings.append(
             "the largest error is above 10 % of the range; one scale a dense weight may be too coarse for this model"
         )

@@ -27,6 +27,10 @@ NARROW = ("CONV_2D", "FULLY_CONNECTED")
 _NAMES = {"CONV_2D": "CONV_2D", "FULLY_CONNECTED": "FULLY_CONNECTED"}
 
 
+class Refusal(CompressionError):
+    """litert-quantizer cannot take the file."""
+
+
 def dynamic(data: bytes, trained: Trained, per_tensor_dense: bool) -> bytes:
     """8-bit weights, float activations that the kernels quantize as they run."""
 
@@ -49,7 +53,7 @@ def static(
         per_tensor_dense: one scale for each FULLY_CONNECTED weight. narrow: weights stored in 4 bits.
 
     Raises:
-        CompressionError: litert-quantizer refuses the file.
+        Refusal: litert-quantizer cannot take the file.
     """
     graph = Graph(data)
 
@@ -130,7 +134,7 @@ def _run(data: bytes, recipe, statistics: dict) -> bytes:
             recipe(quantizer, types.TFLOperationName, types.QuantGranularity)
             result = quantizer.quantize(statistics or None, enable_progress_bar=False, enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, IndexError, TypeError) as error:
-        raise CompressionError(f"litert-quantizer {version} refuses the file: {error}") from error
+        raise Refusal(f"litert-quantizer {version} refuses the file: {error}") from error
     finally:
         logging.disable(logging.NOTSET)
     return bytes(result.quantized_model)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tfcompress import _keras_compat
 from tfcompress.errors import CompressionError
-from tfcompress.export import calibrate, floatfile, match, points, savedmodel
+from tfcompress.export import calibrate, floatfile, match, points, rewrite, savedmodel
 from tfcompress.export.data import as_inputs, batches, random_inputs
 from tfcompress.export.flatbuffer import Graph
 from tfcompress.export.normalise import Normalisation
@@ -54,11 +54,11 @@ class Session:
         model: the user's model, attached or plain. record: its ranges, None to take those on the model.
         samples, calibration: data as `data.as_inputs` takes it, or None. batch: fixed batch size.
         normalisation: for the inputs, see `normalise`. worker: the converter process. timeout: seconds a conversion.
-        custom_ops: whether custom operators may be in the file.
+        custom_ops: whether custom operators may be in the file. force: export although a schedule never advanced.
     """
 
     def __init__(
-        self, model, *, record, samples, calibration, batch, normalisation, worker: Worker, timeout, custom_ops
+        self, model, *, record, samples, calibration, batch, normalisation, worker: Worker, timeout, custom_ops, force
     ):
         if not isinstance(model, keras.Model):
             raise CompressionError(f"export takes a keras.Model, not {type(model).__name__}.")
@@ -68,7 +68,7 @@ class Session:
         self.notes: list[str] = []
         self.fallbacks: list[str] = []
         self.seconds: dict[str, float] = {}
-        plain, own = deployable(model)
+        plain, own = deployable(model, force)
         self.attached = model if plain is not model else None
         self.record = own if record is None else record
         self.plain = savedmodel.float32_twin(plain)
@@ -90,18 +90,23 @@ class Session:
         )
         self.has_samples = given is not None
         self.normalisation = Normalisation.of(normalisation, self.ports)
-        self._float_files: dict[tuple[bool, bool], FloatFile] = {}
+        self._float_files: dict[tuple[bool, bool, bool], FloatFile] = {}
         self._statistics: dict[tuple[bool, bool, float | None], calibrate.Statistics] = {}
 
-    def float_file(self, unrolled: bool, prepended: bool) -> FloatFile:
+    def float_file(self, unrolled: bool, prepended: bool, integers: bool = False) -> FloatFile:
         """The float file, converted at most once in each form.
 
         Args:
             unrolled: with recurrent layers unrolled. prepended: with the normalisation as operators in front.
+            integers: with operators that have no integer kernel rewritten.
         """
-        key = (unrolled, prepended)
+        key = (unrolled, prepended, integers)
         if key not in self._float_files:
-            self._float_files[key] = self._convert(unrolled, prepended)
+            if integers:
+                plain = self.float_file(unrolled, prepended)
+                self._float_files[key] = dataclasses.replace(plain, data=rewrite.for_integers(plain.data))
+            else:
+                self._float_files[key] = self._convert(unrolled, prepended)
         return self._float_files[key]
 
     def recurrent(self) -> bool:
@@ -121,7 +126,7 @@ class Session:
             arrays = self.calibration if self.calibration is not None else self.samples
             with self._timed("calibration"):
                 self._statistics[key] = calibrate.collect(
-                    self.float_file(unrolled, prepended).data, self.runs(arrays, prepended), percentile
+                    self.float_file(unrolled, prepended, True).data, self.runs(arrays, prepended), percentile
                 )
         return self._statistics[key]
 
@@ -131,6 +136,20 @@ class Session:
         whole = self.normalisation.prepend(model, self.ports) if prepended else model
         savedmodel.prepare(whole, self.ports, folder, self.worker, self.timeout)
         return model
+
+    def stock(self, unrolled: bool, prepended: bool, precision: str) -> bytes:
+        """The stock converter's own post-training quantization, under our names; the ends are float."""
+        arrays = self.calibration if self.calibration is not None else self.samples
+        fed = self.normalisation.raw(arrays) if prepended else arrays
+        with tempfile.TemporaryDirectory(prefix="tfcompress-") as scratch:
+            folder, out, data = (pathlib.Path(scratch, name) for name in ("saved_model", "stock.tflite", "data.npz"))
+            self.saved_model(unrolled, prepended, folder)
+            named: dict = {p.name: value for p, value in zip(self.ports.inputs, fed, strict=True)}
+            np.savez(data, **named)
+            self.worker.request(
+                "stock", self.timeout, saved_model=str(folder), out=str(out), precision=precision, data=str(data)
+            )
+            return floatfile.tidy(out.read_bytes(), self.ports)[0]
 
     def _convert(self, unrolled: bool, prepended: bool) -> FloatFile:
         size = sum(int(np.prod(w.shape)) * 4 for w in self.plain.weights)

@@ -20,6 +20,7 @@ from tfcompress.export.runner import Runner
 from tfcompress.export.worker import Worker, WorkerError, shared
 
 _CLIPPED = 0.01
+_LARGE = 0.1
 _CHUNK = 32
 
 
@@ -103,6 +104,8 @@ def verify(
         tensors=tensors,
         warnings=[],
     )
+    if preset.name == "gpu":
+        report.target["refusals"] += report.gpu["reasons"]
     report.warnings += _warnings(report)
     return report
 
@@ -268,6 +271,16 @@ def _normalization_left(graph: Graph, origins: dict[str, str], layers: dict[str,
     return found
 
 
+@dataclasses.dataclass
+class _Worst:
+    scale: float
+    error: float = 0.0
+    low: float = np.inf
+    high: float = -np.inf
+    clipped: float = 0.0
+    runs: int = 0
+
+
 def _tensor_errors(data: bytes, float_file: bytes, fed: list[np.ndarray], layers: dict[str, str]) -> list[TensorError]:
     """Per-tensor errors on the first few runs, tensors found by their names, which both files share."""
     graph = Graph(data)
@@ -279,7 +292,7 @@ def _tensor_errors(data: bytes, float_file: bytes, fed: list[np.ndarray], layers
         for t in range(len(graph.tensors))
         if graph.tensors[t].type in (INT8, INT16) and not graph.is_constant(t)
     }
-    worst: dict[str, list[float]] = {}
+    worst: dict[str, _Worst] = {}
     for start in range(0, min(len(fed[0]), 8 * batch), batch):
         run = [a[start : start + batch] for a in fed]
         if len(run[0]) < batch:
@@ -296,14 +309,14 @@ def _tensor_errors(data: bytes, float_file: bytes, fed: list[np.ndarray], layers
             limits = np.iinfo(np.int8 if graph.tensors[t].type == INT8 else np.int16)
             low, high = (limits.min - zero - 0.5) * scale, (limits.max - zero + 0.5) * scale
             want = floats[name]
-            entry = worst.setdefault(name, [scale, 0.0, 0.0, 0.0, 0.0])
-            entry[1] = max(entry[1], float(np.abs(got.ravel() - want.ravel()).max()))
-            entry[2] = max(entry[2], float(np.ptp(want)))
-            entry[3] += float(((want < low) | (want > high)).mean())
-            entry[4] += 1
+            entry = worst.setdefault(name, _Worst(scale))
+            entry.error = max(entry.error, float(np.abs(got.ravel() - want.ravel()).max()))
+            entry.low, entry.high = min(entry.low, float(want.min())), max(entry.high, float(want.max()))
+            entry.clipped += float(((want < low) | (want > high)).mean())
+            entry.runs += 1
     return [
-        TensorError(name, layers.get(name), scale, error, error / extent if extent else 0.0, clipped / runs)
-        for name, (scale, error, extent, clipped, runs) in sorted(worst.items())
+        TensorError(name, layers.get(name), w.scale, w.error, w.error / ((w.high - w.low) or 1.0), w.clipped / w.runs)
+        for name, w in sorted(worst.items())
     ]
 
 
@@ -322,6 +335,12 @@ def _warnings(report: VerifyReport) -> list[str]:
             f"{len(clipped)} tensors clip more than {_CLIPPED:.0%} of their values on the samples (worst: {top.tensor}, "
             f"{top.clipped:.1%}): the calibration or training data does not look like the samples"
         )
+    if report.max_error > _LARGE:
+        worst = max(report.tensors, key=lambda t: t.relative, default=None)
+        where = (
+            f"; the tensor that is furthest off is {worst.tensor} ({worst.layer or 'no layer known'})" if worst else ""
+        )
+        found.append(f"the largest error is {report.max_error:.0%} of the output's range{where}")
     if report.census.shape_operators:
         found.append(
             "the file computes shapes at run time (SHAPE operators), which a fixed batch avoids; GPU delegates refuse them"

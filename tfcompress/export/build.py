@@ -1,0 +1,185 @@
+"""One precision's file from the float file, before it is checked and written."""
+
+import dataclasses
+
+from tfcompress.errors import CompressionError
+from tfcompress.export import boundary as ends
+from tfcompress.export import halffloat, quantize, ranges
+from tfcompress.export.flatbuffer import Graph
+from tfcompress.export.match import file_weights
+from tfcompress.export.ranges import Trained
+from tfcompress.export.readback import Expected
+from tfcompress.export.repair import repair
+from tfcompress.export.session import FloatFile, Session
+from tfcompress.export.targets import Target
+from tfcompress.export.versions import set_versions
+from tfcompress.export.worker import WorkerError
+from tfcompress.record import Range, Record
+
+INTEGER = ("int8", "int16x8", "int4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What one file is asked to be; the names are those of `tflite`."""
+
+    precision: str
+    boundary: str
+    target: Target
+    strict: bool
+    sparse: bool
+    percentile: float | None
+    per_tensor_dense: bool
+
+
+@dataclasses.dataclass
+class Built:
+    """A finished file before it is written."""
+
+    data: bytes
+    source: FloatFile
+    prepended: bool
+    trained: Trained
+    expected: Expected
+    ranges: dict[str, int]
+    weights: dict[str, int]
+    calibrated: list[str]
+    notes: list[str]
+
+
+def floating(session: Session, options: Options, _repair: bool) -> Built:
+    source = session.float_file(False, bool(session.normalisation))
+    trained, data = Trained(), source.data
+    expected = Expected({}, {})
+    if options.precision == "float16":
+        data = halffloat.halve(data)
+    elif options.precision == "dynamic":
+        only_weights = Record(session.record.weights, {})
+        trained = ranges.locate(source.graph, source.model, only_weights, source.operations, options.strict)
+        graph = Graph(quantize.dynamic(data, trained, options.per_tensor_dense))
+        quantize.seal(graph, source.graph, {}, trained)
+        set_versions(graph)
+        data = graph.to_bytes()
+        expected = _expected(source.graph, graph, {}, trained)
+    weights = {"trained": len(expected.weights)}
+    return Built(data, source, bool(session.normalisation), trained, expected, {}, weights, [], list(trained.notes))
+
+
+def integer(session: Session, options: Options, collapse: bool) -> Built:
+    bits = 16 if options.precision == "int16x8" else 8
+    folds = bool(session.normalisation) and session.normalisation.foldable() and options.boundary in ("int8", "uint8")
+    prepended = bool(session.normalisation) and not folds
+    unrolled = session.recurrent()
+    source = session.float_file(unrolled, prepended, True)
+    notes = ["recurrent layers are unrolled: the converter's loop has no integer form"] if unrolled else []
+    fed, more = session.normalisation.input_ranges() if folds else ({}, [])
+    trained = ranges.locate(source.graph, source.model, session.record, source.operations, options.strict)
+    for name, value in fed.items():
+        # Without a trained range the raw pixels' range is the input's own, and no conversion is needed.
+        trained.ranges.setdefault(name, (name, value))
+    plan, calibrated = _ranges(session, options, source, trained, unrolled, prepended, bits)
+    narrow = _narrow(source.graph, trained, session.record) if options.precision == "int4" else set()
+    try:
+        quantized = quantize.static(source.data, plan, trained, bits, options.per_tensor_dense, narrow)
+    except quantize.Refusal as error:
+        return _by_the_converter(session, options, source, unrolled, prepended, error)
+    graph = Graph(quantized)
+    quantize.split_joined(graph, plan)
+    repair(graph, plan, collapse)
+    quantize.seal(graph, source.graph, plan, trained)
+    ends.set_boundary(graph, options.boundary, fed)
+    data = graph.to_bytes()
+    known = {name: (operation, plan[name]) for name, (operation, _) in trained.ranges.items() if name in plan}
+    expected = _expected(source.graph, graph, known, trained)
+    counts = {
+        "trained": len(known),
+        "calibrated": len(calibrated),
+        "fixed or tied": len(plan) - len(known) - len(calibrated),
+    }
+    products = [w for w in file_weights(source.graph) if w.axis is not None]
+    weights = {
+        "trained": len(expected.weights),
+        "by extremes": sum(source.graph.name(w.tensor) not in trained.scales for w in products),
+    }
+    listed = [source.layers.get(name, name) for name in calibrated] if session.record.outputs else []
+    return Built(
+        data,
+        source,
+        prepended,
+        trained,
+        expected,
+        counts,
+        weights,
+        list(dict.fromkeys(listed)),
+        notes + more + trained.notes,
+    )
+
+
+def _by_the_converter(
+    session: Session, options: Options, source: FloatFile, unrolled: bool, prepended: bool, error: Exception
+) -> Built:
+    """The fall-back where litert-quantizer refuses a file: the stock converter quantizes it, in the worker."""
+    if session.record or options.boundary != "float32" or options.precision == "int4" or options.per_tensor_dense:
+        raise CompressionError(
+            f"{error} The stock converter cannot take its place here: it knows no trained grids, no 4 bits, no single scale "
+            "a dense weight, and its ends are float."
+        ) from error
+    try:
+        data = session.stock(unrolled, prepended, options.precision)
+    except WorkerError as second:
+        raise CompressionError(f"{error} The stock converter, tried next, failed too: {second}") from second
+    note = f"quantized by the stock converter with its own calibration, since {str(error).splitlines()[0][:200]}"
+    session.fallbacks.append(note)
+    return Built(data, source, prepended, Trained(), Expected({}, {}), {}, {}, [], [])
+
+
+def _ranges(
+    session, options, source: FloatFile, trained: Trained, unrolled, prepended, bits
+) -> tuple[dict[str, Range], list[str]]:
+    """One range an activation, with calibration where something is left to calibrate."""
+    have_data = session.calibration is not None or (bool(session.record.outputs) and session.has_samples)
+    if not have_data:
+        _, missing = ranges.spread(source.graph, trained, ranges.Statistics({}, {}, 0), bits, options.strict)
+        if missing:
+            known = ", ".join(dict.fromkeys(source.layers.get(name, name) for name in missing[:5]))
+            raise CompressionError(
+                f"precision={options.precision!r} needs calibration data for {len(missing)} activations without a trained range "
+                f"({known}, ...). Pass calibration=x[:200], inputs as the model is used with."
+            )
+        seen = ranges.Statistics({}, {}, 0)
+    else:
+        seen = session.statistics(unrolled, prepended, options.percentile)
+    return ranges.spread(source.graph, trained, seen, bits, options.strict)
+
+
+def _narrow(graph: Graph, trained: Trained, record: Record) -> set[str]:
+    """The weights to be stored in 4 bits: all that the runtime has a kernel for, and whose grid fits where one was trained."""
+    able = {graph.name(int(op.inputs[1])) for op in graph.operators if graph.kind(op) in quantize.NARROW}
+    able = {name for name in able if graph.is_constant(graph.by_name()[name])}
+    wide = {
+        name
+        for name in able
+        if name in trained.scales and (trained.scales[name][1].high > 7 or trained.scales[name][1].low < -8)
+    }
+    if not able - wide:
+        reason = (
+            "its grids hold codes up to 127; train it with 4 bits"
+            if wide
+            else "it has no CONV_2D or FULLY_CONNECTED weight"
+        )
+        raise CompressionError(
+            f"precision='int4' has nothing to store in 4 bits in this model: {reason}, or export int8."
+        )
+    return able - wide
+
+
+def _expected(float_graph: Graph, graph: Graph, known: dict[str, tuple[str, Range]], trained: Trained) -> Expected:
+    """What the finished file has to hold: every trained range, and every trained weight that it stores as integers."""
+    weights = {}
+    places = graph.by_name()
+    for weight in file_weights(float_graph):
+        name = float_graph.name(weight.tensor)
+        if name in trained.scales and name in places:
+            source, grid, scales = trained.scales[name]
+            weights[name] = (source, grid, scales, weight.values)
+    return Expected(known, weights)
