@@ -6,6 +6,7 @@ import pytest
 
 from tfcompress import parametrization
 from tfcompress.graph.fold import fold_batchnorm, foldable
+from tfcompress.pruning.magnitude import MagnitudeMask
 
 layers = keras.layers
 
@@ -134,7 +135,26 @@ def test_nested_models_and_attached_layers():
     assert [layer.name for layer in new.get_layer("inner").layers] == ["c"]
     assert relative(model, new, (2, 6, 6, 2)) <= 1e-5
     parametrization.parametrize(inner.get_layer("c"), "kernel", parametrization.Parametrization())
-    assert "attached" in foldable(model)[0].reason
+    assert "fold before attaching" in foldable(model)[0].reason
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_masked_layers_are_folded_and_keep_their_zeros(reuse):
+    plain = [
+        keras.Input((6, 6, 2)),
+        layers.Conv2D(3, 3, name="c"),
+        layers.BatchNormalization(name="n"),
+        layers.ReLU(name="r"),
+    ]
+    model = stir(keras.Sequential(plain))
+    parametrization.parametrize(model.get_layer("c"), "kernel", MagnitudeMask(sparsity=0.5))
+    data = np.random.default_rng(1).normal(size=(2, 6, 6, 2)).astype("float32")
+    want, zeros = np.asarray(model(data)), np.asarray(model.get_layer("c").kernel) == 0
+    new, rows = fold_batchnorm(model, reuse=reuse)
+    assert rows[0].layer == "c"
+    np.testing.assert_allclose(np.asarray(new(data)), want, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(new.get_layer("c").kernel) == 0, zeros)
+    assert zeros.sum() == zeros.size // 2
 
 
 def test_after_folding_mobilenet_no_normalization_is_left():

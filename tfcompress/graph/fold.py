@@ -85,7 +85,7 @@ def _obstacle(call: Call, source: Call, readers: int, times: dict[int, int], ski
     if not source.inputs:
         return "it follows an input"
     kind = type(layer).__name__
-    if not isinstance(layer, keras.Layer) or kind not in KERNELS:
+    if kind not in KERNELS or not type(layer).__module__.startswith("keras."):
         return f"it follows {source.key!r} ({kind}), which has no kernel to fold into"
     if getattr(layer, "activation", None) is not keras.activations.linear:
         return f"{source.key!r} has an activation between"

@@ -184,7 +184,7 @@ def _resized(members: list[Member], cut: Cut) -> Weighted:
             f"The layer {path!r} has something of tfcompress attached. Remove channels first, or finalize the model before."
         )
     names = {id(variable): name for name, variable in select.weight_names(layer).items()}
-    known = {member.weight for member in members}
+    known = {member.weight for member in cut.trace.members.values() if member.layer is layer}
     weights = []
     for variable in layer.variables:
         value = keras.ops.convert_to_numpy(variable)
@@ -192,7 +192,7 @@ def _resized(members: list[Member], cut: Cut) -> Weighted:
         for member in members:
             if member.weight == name:
                 value = np.compress(cut.kept(member.labels), value, axis=member.axis)
-        if name not in known and variable.ndim and name not in _WHOLE:
+        if name not in known:
             raise CompressionError(f"The weight {variable.path!r} of layer {path!r} is not known to surgery.")
         weights.append(value)
     config = layer.get_config()
@@ -208,8 +208,6 @@ def _resized(members: list[Member], cut: Cut) -> Weighted:
     return Weighted(type(layer).from_config(config), weights)
 
 
-# Weights without channel axes.
-_WHOLE = {"bias", "kernel", "depthwise_kernel", "pointwise_kernel", "gamma", "beta"}
 # The argument of a layer's constructor that counts the channels of a weight's axis.
 _SIZES: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("Dense", "kernel", "out"): ("units",),

@@ -3,6 +3,7 @@
 from tfcompress.core.variational import Gaussian, ScaleMixture, average, sampled
 from tfcompress.pruning.bayes import BayesByBackprop, GaussianWeight, snr_prune
 from tfcompress.pruning.connections import sensitivity, shrink_dropout, shrunk_dropout
+from tfcompress.pruning.dead_units import RemoveDeadUnits
 from tfcompress.pruning.filters import Filters, filter_sensitivity
 from tfcompress.pruning.magnitude import Magnitude, MagnitudeMask
 from tfcompress.pruning.shared_weights import SharedWeights, sharing_rate
@@ -14,6 +15,7 @@ __all__ = [
     "GaussianWeight",
     "Magnitude",
     "MagnitudeMask",
+    "RemoveDeadUnits",
     "ScaleMixture",
     "SharedWeights",
     "average",
