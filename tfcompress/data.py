@@ -202,7 +202,11 @@ def _function(spec: str) -> Data:
     except AttributeError as error:
         known = [key for key in vars(sys.modules[module]) if not key.startswith("_")] if module in sys.modules else []
         raise CompressionError(f"--data {spec}: {module} has no {name!r}. {nearest(name, known)}") from error
-    given = function()
+    try:
+        given = function()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise CompressionError(f"{spec} failed: {type(error).__name__}: {reason}") from error
     if isinstance(given, Data):
         return given
     if isinstance(given, dict):

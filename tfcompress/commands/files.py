@@ -1,5 +1,6 @@
 """tfcompress export, verify, inspect, pack and unpack: one file in, one file or its figures out."""
 
+import dataclasses
 import pathlib
 import tempfile
 from typing import Any
@@ -71,8 +72,8 @@ def verify(
     return Result([report, verdict], {"passed": passed, **report.to_dict()}, failed=not passed)
 
 
-def inspect(file: pathlib.Path, modules: list[str]) -> Result:
-    """What a .keras, .tflite or .tfcz file holds."""
+def inspect(file: pathlib.Path, modules: list[str], label: str | None = None) -> Result:
+    """What a .keras, .tflite or .tfcz file holds, called `label` where its path is of no interest."""
     if not file.is_file() and not file.is_dir():
         raise UsageError(f"There is no file {file}.")
     models.import_modules(modules)
@@ -88,10 +89,10 @@ def inspect(file: pathlib.Path, modules: list[str]) -> Result:
             "macs": info.census.macs,
             "nonzeros": nonzeros,
         }
-        return Result([info], {**info.to_dict(), **head})
+        return Result([dataclasses.replace(info, path=label or str(file))], {**info.to_dict(), **head})
     if file.suffix == ".tfcz":
         return _packed(file, modules)
-    return _keras(file)
+    return _keras(file, label or str(file))
 
 
 def _size(shape) -> int:
@@ -101,7 +102,7 @@ def _size(shape) -> int:
     return size
 
 
-def _keras(file: pathlib.Path) -> Result:
+def _keras(file: pathlib.Path, label: str) -> Result:
     from tfcompress import cost, report
     from tfcompress.method import deployable, is_attached
     from tfcompress.parametrization import chains
@@ -129,7 +130,7 @@ def _keras(file: pathlib.Path) -> Result:
         "layers": counted.to_dict()["layers"],
         "kernels": [{"name": r.name, "sparsity": r.sparsity, "distinct": r.distinct, "bits": r.bits} for r in layers],
     }
-    lines = [f"{file}: {size:,} bytes, {zeros:.1%} zeros, {len(record.outputs)} trained output ranges"]
+    lines = [f"{label}: {size:,} bytes, {zeros:.1%} zeros, {len(record.outputs)} trained output ranges"]
     lines += [f"attached to {name}: {' then '.join(kinds)}" for name, kinds in attached.items()]
     return Result([str(counted), *lines], data)
 
@@ -143,7 +144,9 @@ def _packed(file: pathlib.Path, modules: list[str]) -> Result:
     shown: list[Any] = [str(contents)]
     if contents.kind in ("keras", "tflite"):
         with tempfile.TemporaryDirectory() as folder:
-            inner = inspect(codecs.unpack(file, pathlib.Path(folder, f"{file.stem}.{contents.kind}")), modules)
+            inner = inspect(
+                codecs.unpack(file, pathlib.Path(folder, f"{file.stem}.{contents.kind}")), modules, f"in {file}"
+            )
         data["model"] = {key: value for key, value in inner.data.items() if key != "path"}
         shown += inner.shown
     return Result(shown, data)

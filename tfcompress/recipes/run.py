@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -140,7 +141,7 @@ class Run:
         for number in range(len(self.results) + bool(note["epoch"] or note["batch"])):
             self.methods.append(self._method(number))
         with keras.saving.custom_object_scope(self._custom_objects()):
-            current = self._reattach(self.state.load(note["file"]))
+            current = self._reattach(self.state.load(note["file"], note))
             if note["epoch"] or note["batch"]:
                 self.under_way = current, note["epoch"], note["batch"]
                 self.kept_file = note["kept"]
@@ -299,13 +300,22 @@ class Run:
 
     def _fit(self, number: int, model, epoch: int, batch: int, callbacks: list, watch) -> None:
         held = data.Batches(self.held, self.settings.batch_size, None) if data.is_samples(self.held) else self.held
-        options = {"callbacks": callbacks, "validation_data": held, "verbose": (0, 2, 1)[min(self.settings.verbose, 2)]}
+        options: dict[str, Any] = {
+            "callbacks": callbacks,
+            "validation_data": held,
+            "verbose": (0, 2, 1)[min(self.settings.verbose, 2)],
+        }
+        if data.is_samples(self.samples):
+            options["shuffle"] = False  # of the batches, by random numbers that a resumed run would not have
         rest = watch.dataset
         if data.is_samples(self.samples) and batch:
             # The rest of the epoch in which it was interrupted.
             watch.dataset = self._batches(number, skip=batch)
             if len(watch.dataset):
-                model.fit(watch.dataset, epochs=epoch + 1, initial_epoch=epoch, **options)
+                with warnings.catch_warnings():
+                    # That a schedule goes on behind this epoch is no news.
+                    warnings.filterwarnings("ignore", message="The schedule of")
+                    model.fit(watch.dataset, epochs=epoch + 1, initial_epoch=epoch, **options)
             epoch += 1
         watch.dataset = rest
         if epoch < self.epochs(number):

@@ -48,8 +48,9 @@ class State:
         taken = {path.name for path in self.folder.glob("*.keras")} if self.folder.exists() else set()
         name = next(n for i in range(len(taken) + 1) if (n := f"model-{i}.keras") not in taken)
         save_model(model, self.folder / name)
+        more = {"file": name, "kept": kept, "seeds": [_array(v).tolist() for v in _seeds(model)]}
         with replacing(self.note) as part:
-            part.write_text(json.dumps({"tfcompress_state": VERSION, **note, "file": name, "kept": kept}, indent=1))
+            part.write_text(json.dumps({"tfcompress_state": VERSION, **note, **more}, indent=1))
         for path in self.folder.glob("model-*.keras"):
             if path.name not in (name, kept):
                 path.unlink()
@@ -73,10 +74,13 @@ class State:
             ) from error
         return note
 
-    def load(self, name: str):
-        """A model of this state, as it was, with its optimizer."""
+    def load(self, name: str, note: dict[str, Any] | None = None):
+        """A model of this state, as it was, with its optimizer; with the state of its random numbers from the note."""
         try:
-            return keras.saving.load_model(self.folder / name)
+            model = keras.saving.load_model(self.folder / name)
+            for variable, value in zip(_seeds(model), note["seeds"] if note else [], strict=note is not None):
+                variable.assign(np.asarray(value, variable.dtype))
+            return model
         except Exception as error:
             raise CompressionError(
                 f"{self.folder / name} cannot be loaded: {str(error).strip().splitlines()[0]} Import the module that registers "
@@ -106,6 +110,15 @@ def checksum(model) -> int:
     """A number that tells models of other weights apart."""
     value = 0
     for variable in model.weights:
-        array = keras.ops.convert_to_numpy(variable.value)
+        array = _array(variable)
         value = zlib.crc32(np.ascontiguousarray(array).tobytes(), zlib.crc32(str(array.shape).encode(), value))
     return value
+
+
+def _seeds(model) -> list:
+    """The states of a model's random numbers (of dropout, noise), which Keras does not save."""
+    return [variable for variable in model.variables if "seed_generator" in variable.path]
+
+
+def _array(variable) -> np.ndarray:
+    return keras.ops.convert_to_numpy(variable.value)
