@@ -324,3 +324,19 @@ def test_an_embedding_shares_its_tables_grid(worker, tmp_path):
     assert kept[0]["scales"] == unit.ravel()
     assert report.verification.max_error < 0.02
     assert report.verification.agreement == 1.0
+
+
+def test_grids_of_an_operator_without_integer_form_are_reported(worker, tmp_path):
+    keras.utils.set_random_seed(0)
+    volume = keras.Input((6, 6, 6, 2), name="v")
+    conv, dense = layers.Conv3D(3, 3, name="c"), layers.Dense(5, name="d")
+    model = keras.Model(volume, dense(layers.Flatten(name="f")(layers.ReLU(name="r")(conv(volume)))))
+    grids = {"c.kernel": oracle.bake(conv, -1, 0)[0], "d.kernel": oracle.bake(dense, -1, 1)[0]}
+    record = Record(grids, {"r": Range(0.02, -128), "d": Range(0.02, 3)})
+    data = np.random.default_rng(0).random((8, 6, 6, 6, 2), dtype=np.float32)
+    report = export.tflite(
+        model, tmp_path / "v.tflite", "int8", record=record, calibration=data, worker=worker, verbose=0
+    )
+    assert report.verification.read_back == {"ranges": 2, "weights": 1}
+    assert any("'c.kernel' is stored as float" in warning for warning in report.verification.warnings)
+    assert [f.kind for f in report.verification.census.float_operators] == ["CONV_3D"]

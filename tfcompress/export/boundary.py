@@ -35,7 +35,9 @@ def set_boundary(graph: Graph, boundary: str, raw: dict[str, Range] | None = Non
 def _set_end(graph: Graph, t: int, inputs: bool, boundary: str, raw: Range | None) -> None:
     tensor = graph.tensors[t]
     inner = {INT8: "int8", INT16: "int16"}[tensor.type]
-    if boundary == inner and raw is None:
+    q = tensor.quantization
+    same = raw is None or (np.float32(raw.scale) == np.float32(q.scale[0]) and raw.zero_point == int(q.zeroPoint[0]))
+    if boundary == inner and same:
         return
     if boundary == "float32":
         kind, quantization = FLOAT32, None

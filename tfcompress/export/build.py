@@ -34,7 +34,13 @@ class Options:
 
 @dataclasses.dataclass
 class Built:
-    """A finished file before it is written."""
+    """A finished file before it is written.
+
+    Args:
+        data: the file. source: the float file that it was made from. prepended: whether it normalises by operators.
+        trained: what of the record was found. expected: what reading back has to find. ranges, weights, calibrated, notes,
+        fallbacks: as in `ExportReport`.
+    """
 
     data: bytes
     source: FloatFile
@@ -45,9 +51,11 @@ class Built:
     weights: dict[str, int]
     calibrated: list[str]
     notes: list[str]
+    fallbacks: list[str] = dataclasses.field(default_factory=list)
 
 
-def floating(session: Session, options: Options, _repair: bool) -> Built:
+def floating(session: Session, options: Options, _collapse: bool) -> Built:
+    """A float32, float16 or dynamic-range file."""
     source = session.float_file(False, bool(session.normalisation))
     trained, data = Trained(), source.data
     expected = Expected({}, {})
@@ -60,12 +68,17 @@ def floating(session: Session, options: Options, _repair: bool) -> Built:
         quantize.seal(graph, source.graph, {}, trained)
         set_versions(graph)
         data = graph.to_bytes()
-        expected = _expected(source.graph, graph, {}, trained)
+        expected = _expected(source.graph, {}, trained)
     weights = {"trained": len(expected.weights)}
     return Built(data, source, bool(session.normalisation), trained, expected, {}, weights, [], list(trained.notes))
 
 
 def integer(session: Session, options: Options, collapse: bool) -> Built:
+    """A file with integer activations.
+
+    Args:
+        collapse: whether operators that litert-quantizer leaves float get their integer form (see `repair`).
+    """
     bits = 16 if options.precision == "int16x8" else 8
     folds = bool(session.normalisation) and session.normalisation.foldable() and options.boundary in ("int8", "uint8")
     prepended = bool(session.normalisation) and not folds
@@ -90,7 +103,7 @@ def integer(session: Session, options: Options, collapse: bool) -> Built:
     ends.set_boundary(graph, options.boundary, fed)
     data = graph.to_bytes()
     known = {name: (operation, plan[name]) for name, (operation, _) in trained.ranges.items() if name in plan}
-    expected = _expected(source.graph, graph, known, trained)
+    expected = _expected(source.graph, known, trained)
     counts = {
         "trained": len(known),
         "calibrated": len(calibrated),
@@ -129,8 +142,7 @@ def _by_the_converter(
     except WorkerError as second:
         raise CompressionError(f"{error} The stock converter, tried next, failed too: {second}") from second
     note = f"quantized by the stock converter with its own calibration, since {str(error).splitlines()[0][:200]}"
-    session.fallbacks.append(note)
-    return Built(data, source, prepended, Trained(), Expected({}, {}), {}, {}, [], [])
+    return Built(data, source, prepended, Trained(), Expected({}, {}), {}, {}, [], [], [note])
 
 
 def _ranges(
@@ -173,13 +185,12 @@ def _narrow(graph: Graph, trained: Trained, record: Record) -> set[str]:
     return able - wide
 
 
-def _expected(float_graph: Graph, graph: Graph, known: dict[str, tuple[str, Range]], trained: Trained) -> Expected:
-    """What the finished file has to hold: every trained range, and every trained weight that it stores as integers."""
+def _expected(float_graph: Graph, known: dict[str, tuple[str, Range]], trained: Trained) -> Expected:
+    """What the finished file has to hold: every trained range and every trained weight that was found."""
     weights = {}
-    places = graph.by_name()
     for weight in file_weights(float_graph):
         name = float_graph.name(weight.tensor)
-        if name in trained.scales and name in places:
+        if name in trained.scales:
             source, grid, scales = trained.scales[name]
             weights[name] = (source, grid, scales, weight.values)
     return Expected(known, weights)

@@ -20,6 +20,9 @@ from tfcompress.export.worker import Worker, WorkerError, shared
 from tfcompress.files import write_bytes
 from tfcompress.record import Record
 
+# Samples that verification runs.
+_MOST = 512
+
 
 def tflite(model, path, precision: str = "float32", **options) -> ExportReport:
     """Write a Keras model as a verified .tflite file.
@@ -75,7 +78,7 @@ def convert(
         boundary: type of the ends of integer files: "float32", "int8", "uint8", "int16" (int16x8 only); float files keep
             float32. batch: the fixed batch size.
         target: whose rules the files obey: "xnnpack", "gpu", "nnapi", "edgetpu", "tflm", "tflm-legacy".
-        samples: inputs for verification and matching; by default the calibration data.
+        samples: inputs for matching and verification (the first 512); by default the calibration data.
         record: trained grids and ranges, by default those on the model.
         normalisation: (mean, std) of the pixels 0..255 that the model was trained on as (x - mean) / std, or
             {input: (mean, std)}; the file then takes raw pixels.
@@ -138,7 +141,7 @@ def _build(session: Session, options: Options) -> Built:
     if problem:
         raise CompressionError(f"The {options.precision} file does not run: {problem}")
     if options.sparse:
-        found, _ = read_back(Graph(built.data), built.expected)
+        found, _, _ = read_back(Graph(built.data), built.expected)
         if found:
             raise CompressionError("The file does not hold what was trained:\n  - " + "\n  - ".join(found))
         dense = len(built.data)
@@ -181,7 +184,7 @@ def _finish(
         ranges=built.ranges,
         weights=built.weights,
         calibrated=built.calibrated,
-        fallbacks=list(session.fallbacks),
+        fallbacks=session.fallbacks + built.fallbacks,
         notes=session.notes + built.notes,
         seconds={**session.seconds, "this file": seconds},
     )
@@ -214,8 +217,11 @@ def _verified(session: Session, path, options: Options, built: Built, simulated)
         origins=built.source.origins,
         feed=session.normalisation.raw if built.prepended else None,
     )
+    # Outputs that were given are of all samples; else some hundred show what there is to see.
+    given = in_integers and simulated is not None and not callable(simulated)
+    samples = session.samples if given else [array[:_MOST] for array in session.samples]
     report = verify_file(
-        built.data, reference, session.samples, target=options.target.name, worker=session.worker, origin=origin
+        built.data, reference, samples, target=options.target.name, worker=session.worker, origin=origin
     )
     if options.per_tensor_dense and in_integers and report.max_error > 0.1:
         report.warnings.append(

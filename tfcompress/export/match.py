@@ -17,7 +17,15 @@ from tfcompress.record import Grid
 _TOLERANCE = 2e-4
 # Of a channel's largest magnitude: far above float32 rounding of a folded factor, far below a step of 8 bits.
 _SAME = 1e-5
-_WEIGHT_AXIS = {"CONV_2D": 0, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0, "DEPTHWISE_CONV_2D": 3}
+# Where the output channels are; the 3-D ones have no integer kernel, and are found so that the report can say so.
+_WEIGHT_AXIS = {
+    "CONV_2D": 0,
+    "FULLY_CONNECTED": 0,
+    "TRANSPOSE_CONV": 0,
+    "DEPTHWISE_CONV_2D": 3,
+    "CONV_3D": 4,
+    "CONV_3D_TRANSPOSE": 3,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +191,6 @@ def _normalised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def bias_slots(kind: str) -> tuple[int, int, int] | None:
     """Operand positions of (data, weights, bias) of an operator that takes a bias."""
-    if kind == "TRANSPOSE_CONV":
+    if kind in ("TRANSPOSE_CONV", "CONV_3D_TRANSPOSE"):
         return 2, 1, 3
     return (0, 1, 2) if kind in _WEIGHT_AXIS else None

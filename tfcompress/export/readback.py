@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from tfcompress.export.flatbuffer import Graph
+from tfcompress.export.flatbuffer import FLOAT16, FLOAT32, Graph
 from tfcompress.record import Grid, Range
 
 
@@ -21,23 +21,27 @@ class Expected:
     weights: dict[str, tuple[str, Grid, np.ndarray, np.ndarray]]
 
 
-def read_back(graph: Graph, expected: Expected) -> tuple[list[str], dict[str, int]]:
+def read_back(graph: Graph, expected: Expected) -> tuple[list[str], dict[str, int], list[str]]:
     """Compare a file with what it has to hold, bit for bit.
 
     Returns:
-        What differs, in words, and {"ranges", "weights": how many of the record were compared and are equal}.
+        What differs, in words; {"ranges", "weights": how many of the record were compared and are equal}; what stayed float
+        because its operator has no integer form, in words.
     """
     found: list[str] = []
-    places = graph.by_name()
+    floats: list[str] = []
     operations: set[str] = set()
     weights: set[str] = set()
+    places, rounded = graph.by_name(), _quantized_copies(graph)
     for name, (operation, wanted) in expected.ranges.items():
         tensor = places.get(f"{name}/int{wanted.bits}", places.get(name))
         if tensor is None:
-            continue  # folded away behind the float file, e.g. between two operators that were fused
+            found.append(f"range {operation!r}: tensor {name} is not in the file")
+            continue
+        tensor = rounded.get(tensor, tensor)
         q = graph.tensors[tensor].quantization
         if q is None or q.scale is None or not len(q.scale):
-            found.append(f"range {operation!r}: tensor {name} stayed float")
+            floats.append(f"range {operation!r} is not used: its tensor {name} stayed float between float operators")
         elif np.float32(q.scale[0]) != np.float32(wanted.scale) or int(q.zeroPoint[0]) != wanted.zero_point:
             found.append(
                 f"range {operation!r}: tensor {name} has scale {q.scale[0]:.9g}, zero point {q.zeroPoint[0]}; "
@@ -46,12 +50,25 @@ def read_back(graph: Graph, expected: Expected) -> tuple[list[str], dict[str, in
         else:
             operations.add(operation)
     for name, (source, grid, scales, values) in expected.weights.items():
-        problem = _weight(graph, places.get(name), grid, scales, values)
+        tensor = places.get(name)
+        if tensor is not None and graph.tensors[tensor].type in (FLOAT32, FLOAT16):
+            floats.append(f"weight {source!r} is stored as float: its operator has no integer form here")
+            continue
+        problem = _weight(graph, tensor, grid, scales, values)
         if problem:
             found.append(f"weight {source} ({name}): {problem}")
         else:
             weights.add(source)
-    return found, {"ranges": len(operations), "weights": len(weights)}
+    return found, {"ranges": len(operations), "weights": len(weights)}, floats
+
+
+def _quantized_copies(graph: Graph) -> dict[int, int]:
+    """{float tensor: the integer tensor that a QUANTIZE makes of it}."""
+    return {
+        int(op.inputs[0]): int(op.outputs[0])
+        for op in graph.operators
+        if graph.kind(op) == "QUANTIZE" and graph.tensors[int(op.inputs[0])].type == FLOAT32
+    }
 
 
 def _weight(graph: Graph, tensor: int | None, grid: Grid, scales: np.ndarray, values: np.ndarray) -> str | None:

@@ -77,7 +77,7 @@ def verify(
     results = _run_all(label, runners, runs, fed)
     main = results.get("xnnpack") or results["builtin"]
     _check_finite(main, runner, label)
-    found, read = read_back(graph, origin.expected)
+    found, read, floats = read_back(graph, origin.expected)
     if found:
         raise CompressionError(f"{label} does not hold what was trained:\n  - " + "\n  - ".join(found))
     counted, preset = census.take(graph, origin.layers), targets.target_of(target)
@@ -102,7 +102,7 @@ def verify(
         read_back=read,
         normalization_left=_normalization_left(graph, origin.origins, origin.layers),
         tensors=tensors,
-        warnings=[],
+        warnings=floats,
     )
     if preset.name == "gpu":
         report.target["refusals"] += report.gpu["reasons"]
