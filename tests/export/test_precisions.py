@@ -304,3 +304,14 @@ def test_what_the_quantizer_refuses_goes_to_the_stock_converter_by_name(worker, 
     assert export.Runner(tmp_path / "l.tflite").outputs == ("o",)
     with pytest.raises(CompressionError, match="stock converter cannot"):
         export.tflite(model, tmp_path / "l.tflite", "int8", calibration=data, boundary="int8", worker=worker, verbose=0)
+
+
+def test_a_bound_beyond_the_data_does_not_widen_a_range(worker, tmp_path):
+    """Unit normalization ends in minimum(rsqrt(sum of squares), 1e12), whose bound never acts."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, layers.UnitNormalization(name="u")(layers.Dense(8, activation="relu", name="d")(x)))
+    data = np.random.default_rng(0).random((32, 6)).astype(np.float32) + 0.5
+    report = export.tflite(model, tmp_path / "u.tflite", "int8", calibration=data, worker=worker, verbose=0)
+    assert report.verification.max_error < 0.06
+    assert not report.verification.warnings

@@ -172,6 +172,7 @@ def spread(
 def _fill(graph, groups: ties.Groups, known, names: dict[int, str], seen: Statistics, bits: int):
     result: dict[str, Range] = {}
     calibrated: list[str] = []
+    tables = _tables(graph)
     for root, members in groups.members().items():
         tied = any(t in names for t in members)
         own = [graph.name(t) for t in members if t in names or (tied and graph.is_constant(t))]
@@ -180,7 +181,7 @@ def _fill(graph, groups: ties.Groups, known, names: dict[int, str], seen: Statis
         if root in known:
             result.update(dict.fromkeys(own, known[root][1]))
             continue
-        stored = [v for t in members if (v := _stored(graph, t)) is not None]
+        stored = [tables[t] for t in members if t in tables]
         low = min([*(seen.low[n] for n in own if n in seen.low), *(float(v.min()) for v in stored)], default=0.0)
         high = max([*(seen.high[n] for n in own if n in seen.high), *(float(v.max()) for v in stored)], default=0.0)
         result.update(dict.fromkeys(own, from_extremes(low, high, bits)))
@@ -188,13 +189,19 @@ def _fill(graph, groups: ties.Groups, known, names: dict[int, str], seen: Statis
     return result, calibrated
 
 
-def _stored(graph: Graph, tensor: int) -> np.ndarray | None:
-    """A constant member's values, without the huge ones that stand for minus infinity in paddings."""
-    values = graph.constant(tensor) if graph.is_constant(tensor) else None
-    if values is None or not values.size or values.dtype != np.float32:
-        return None
-    values = values[np.abs(values) < 1e30]
-    return values if values.size else None
+def _tables(graph: Graph) -> dict[int, np.ndarray]:
+    """The constants whose every value an operator may pass on (a GATHER's table), by tensor.
+
+    Others, as the bound of a MINIMUM, show in their operator's output as far as they matter.
+    """
+    found = {}
+    for op in graph.operators:
+        operand = ties.TIED.get(graph.kind(op))
+        tensor = int(op.inputs[operand]) if operand is not None and operand < len(op.inputs) else -1
+        values = graph.constant(tensor) if tensor >= 0 and graph.is_constant(tensor) else None
+        if values is not None and values.size and values.dtype == np.float32:
+            found[tensor] = values
+    return found
 
 
 def _is_operand(graph: Graph, tensor: int) -> bool:
