@@ -108,6 +108,20 @@ def test_an_operator_without_kernel_is_named(worker, tmp_path):
     model = keras.Model(x, layers.Lambda(keras.ops.erf, name="bell")(x))
     with pytest.raises(CompressionError, match=r"no kernel for Erf.*custom_ops"):
         export.tflite(model, tmp_path / "e.tflite", worker=worker, verbose=0)
+    report = export.tflite(model, tmp_path / "e.tflite", custom_ops=True, worker=worker, verbose=0)
+    assert report.verification is None
+    assert any("Erf need the plug-in" in note for note in report.notes)
+    assert export.inspect(tmp_path / "e.tflite").census.operators == {"Erf": 1}
+    with pytest.raises(CompressionError, match="Erf"):
+        export.tflite(
+            model,
+            tmp_path / "i.tflite",
+            "int8",
+            calibration=np.ones((4, 4), np.float32),
+            custom_ops=True,
+            worker=worker,
+            verbose=0,
+        )
 
 
 _JAX_SESSION = """

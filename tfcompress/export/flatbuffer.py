@@ -108,6 +108,11 @@ class Graph:
         name = builtin_names().get(value, f"OPERATOR_{value}")
         return (code.customCode or b"").decode() if name == "CUSTOM" else name
 
+    def custom(self) -> list[str]:
+        """Names of the custom operators in the model, which the runtime alone cannot run."""
+        codes = [self.model.operatorCodes[op.opcodeIndex] for view in self.views() for op in view.operators]
+        return sorted({code.customCode.decode() for code in codes if code.customCode})
+
     def shape(self, tensor: int) -> tuple[int, ...]:
         """A tensor's shape."""
         shape = self.tensors[tensor].shape

@@ -185,7 +185,10 @@ class Session:
 
     def _match(self, data: bytes, model: keras.Model, prepended: bool) -> dict[str, list[str]]:
         """Which tensors carry the value of which Keras operation, on probes drawn from the samples."""
-        size = sum(int(np.prod(Graph(data).shape(t))) for t in calibrate.activations(Graph(data)))
+        graph = Graph(data)
+        if graph.custom():
+            return {port.name: [port.name] for port in self.ports.inputs}
+        size = sum(int(np.prod(graph.shape(t))) for t in calibrate.activations(graph))
         count = self.batch * (_PROBES if size < _MANY else 2)
         probes = batches(self.samples, self.batch, count)
         named = [points.capture(model, probe) for probe in probes]
