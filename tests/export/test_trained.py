@@ -133,6 +133,31 @@ def test_c34_other_precisions_keep_the_trained_codes(worker, tmp_path, trained_n
     assert reports[tmp_path / "float32.tflite"].verification.max_error < 1e-5
 
 
+def test_sixteen_bit_ranges_arrive_in_sixteen_bits(worker, tmp_path):
+    keras.utils.set_random_seed(3)
+    x = keras.Input((16,), name="x")
+    dense = layers.Dense(8, name="d")
+    model = keras.Model(x, dense(x))
+    dense.bias.assign(np.random.default_rng(0).normal(0, 0.2, 8))
+    grid, codes = oracle.bake(dense, -1, seed=1)
+    source, target = Range(float(np.float32(1.02 / 32767)), 0, 16), Range(float(np.float32(3.1 / 32767)), 0, 16)
+    record = Record({"d.kernel": grid}, {"x": source, "d": target})
+    data = np.random.default_rng(2).uniform(-1, 1, (60, 16)).astype(np.float32)
+    path = tmp_path / "d.tflite"
+    report = export.tflite(
+        model, path, "int16x8", record=record, samples=data, boundary="int16", worker=worker, verbose=0
+    )
+    assert report.verification.read_back == {"ranges": 2, "weights": 1}
+    ends = oracle.stored(path)
+    assert ends["x"]["scales"][0] == np.float32(source.scale)
+    assert ends["d"]["scales"][0] == np.float32(target.scale)
+    fed = oracle.to_codes(data, source)
+    wanted = oracle.dense(fed, source, codes, grid.unit, np.asarray(dense.get_weights()[1]), target)
+    assert np.abs(oracle.run_codes(path, fed) - wanted).max() <= 1
+    with pytest.raises(CompressionError, match="precision='int16x8'"):
+        export.tflite(model, path, "int8", record=record, samples=data, worker=worker, verbose=0)
+
+
 def test_four_bit_grids_arrive_in_four_bits(worker, tmp_path):
     keras.utils.set_random_seed(3)
     x = keras.Input((16,), name="x")
