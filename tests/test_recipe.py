@@ -237,8 +237,8 @@ def test_a_student_is_attached_again_when_its_run_resumes(tmp_path):
     student = net(rate=0.05)
     student.set_weights([w * 0.5 for w in student.get_weights()])
     whole = run(recipe, student, validation_data=samples(1))
+    given = Interrupting(x, y, 9)
     with pytest.raises(KeyboardInterrupt):
-        given = Interrupting(x, y, 9)
         run(recipe, student, x=given, y=None, validation_data=samples(1), out=tmp_path / "out")
     resumed = run(recipe, student, validation_data=samples(1), out=tmp_path / "out", resume=True)
     for a, b in zip(whole.plain.get_weights(), resumed.plain.get_weights(), strict=True):
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(keras.Sequential, "save", full)
-    with pytest.raises(CompressionError, match="Cannot write .*No space left on device"):
+    with pytest.raises(CompressionError, match=r"Cannot write .*No space left on device"):
         run(recipe, out=tmp_path, evaluate=lambda model: 1.0)
     monkeypatch.undo()
     assert len(list((tmp_path / "state").iterdir())) == 2  # the note and the model of step 1
@@ -429,7 +429,7 @@ def test_files_that_are_no_recipe(text):
 
 
 def test_recipes_and_files_that_are_not_there():
-    with pytest.raises(CompressionError, match="no recipe 'prune-qatt'. Did you mean 'prune-qat'"):
+    with pytest.raises(CompressionError, match=r"no recipe 'prune-qatt'\. Did you mean 'prune-qat'"):
         Recipe.load("prune-qatt")
     with pytest.raises(CompressionError, match=r"no recipe file nowhere\.yaml"):
         Recipe.load("nowhere.yaml")

@@ -164,7 +164,8 @@ def load(spec: str, model=None, scale: float = 1.0, seed: int = 0) -> Data:
 
 def _npz(path: pathlib.Path) -> Data:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy leaves a file open that turns out to be none of its own.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         if not path.exists():
@@ -317,7 +318,8 @@ def check(model, data, what: str = "x") -> None:
     x, y = (data.x, data.y) if isinstance(data, Arrays) else data.take([0])
     names = [tensor.name.split(":")[0] for tensor in model.inputs]
     if isinstance(x, dict):
-        expected = model.input if isinstance(model.input, dict) else dict(zip(names, model.inputs, strict=True))
+        structure = getattr(model, "input", None)
+        expected = structure if isinstance(structure, dict) else dict(zip(names, model.inputs, strict=True))
         unknown = [key for key in x if key not in expected]
         if unknown:
             raise CompressionError(f"{what} has an input {unknown[0]!r}. {nearest(unknown[0], expected)}")

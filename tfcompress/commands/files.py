@@ -66,7 +66,11 @@ def verify(
         raise UsageError(f"There is no file {file}.")
     models.import_modules(modules)
     net = models.load(model, compiled=False)
-    report = export.verify(file, net, _inputs(data, net, samples, scale, held=True), target=target)
+    inputs = _inputs(data, net, samples, scale, held=True)
+    try:
+        report = export.verify(file, net, inputs, target=target)
+    except CompressionError as error:
+        raise type(error)(str(error) if str(file) in str(error) else f"{file}: {error}") from error
     passed = bool(verification(report.to_dict()).passed)
     verdict = "passed" if passed else f"refused: {'; '.join(report.target['refusals']) or 'no runtime runs it'}"
     return Result([report, verdict], {"passed": passed, **report.to_dict()}, failed=not passed)
@@ -80,7 +84,10 @@ def inspect(file: pathlib.Path, modules: list[str], label: str | None = None) ->
     if file.suffix == ".tflite":
         from tfcompress.export import inspect as look
 
-        info = look(file)
+        try:
+            info = look(file)
+        except CompressionError as error:
+            raise type(error)(str(error) if str(file) in str(error) else f"{file}: {error}") from error
         nonzeros = sum(round(_size(c.shape) * (1 - c.zeros)) for c in info.constants)
         head = {
             "kind": "tflite",

@@ -141,6 +141,8 @@ def check_request(target: Target, precision: str, boundary: str) -> None:
 def refusals(target: Target, census: Census) -> list[str]:
     """What of a finished file the target's rules refuse, in words."""
     found = []
+    if census.precision in PRECISIONS and census.precision not in target.precisions:
+        found.append(f"precision {census.precision} (it takes {', '.join(target.precisions)})")
     if target.operators is not None:
         for kind, count in census.operators.items():
             if kind not in target.operators:
