@@ -17,7 +17,8 @@ def train(model, x, y, epochs: int, rate: float, callbacks=()) -> None:
     """Adam, with the rate falling along a cosine."""
     schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-len(x) // 64), 0.02)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(schedule), loss, jit_compile=True)
+    # Compiling sixty layers with XLA takes longer than these few epochs.
+    model.compile(keras.optimizers.Adam(schedule), loss, jit_compile=False)
     model.fit(x, y, batch_size=64, epochs=epochs, verbose=0, callbacks=list(callbacks))
 
 
