@@ -167,9 +167,14 @@ def test_which_tests_run_on_which_backend(checkout, path, arguments, calls):
 def test_bad_arguments_of_the_test_script(checkout, path):
     assert "no backend 'theano'" in refusal(run(checkout, path, "./tools/test", "--backend", "theano"))
     assert "--backend needs a name" in refusal(run(checkout, path, "./tools/test", "--backend"))
-    helped = run(checkout, path, "./tools/test", "--help")
-    assert helped.returncode == 0
-    assert "Examples:" in helped.stdout
+
+
+@pytest.mark.parametrize("script", ["./tools/test", "./tools/demo"])
+def test_help_needs_no_environment(checkout, path, script):
+    helped = run(checkout, path, script, "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert helped.stdout.startswith(f"Usage: {script}")
+    assert not (checkout / ".venv").exists()
 
 
 @pytest.mark.slow
