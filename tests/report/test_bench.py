@@ -81,3 +81,17 @@ def test_what_is_no_record_is_refused(key):
         read_bench(broken)
     with pytest.raises(CompressionError, match="version 7"):
         read_bench({**RECORD, "android_bench": 7})
+
+
+def test_equal_names_need_their_folders():
+    record = copy.deepcopy(RECORD)
+    record["files"][1]["name"] = "other/float32.tflite"
+    report = Report("x")
+    report.add_row("a", file="float32.tflite")
+    with pytest.raises(CompressionError, match="with its folder where names are equal"):
+        report.add_bench(record)
+    report = Report("x")
+    report.add_row("a", file="other/float32.tflite")
+    report.add_row("b", file="build/float32.tflite")
+    assert report.add_bench(record) == ["b", "a"]
+    assert [row.energy != () for row in report.rows] == [True, False]

@@ -108,31 +108,29 @@ class Report:
         """Add what a record of android_bench measured to the rows whose `file` it names, and return these rows' names.
 
         Args:
-            record: the record's JSON as a dictionary. Files are matched by name, without their folder.
+            record: the record's JSON as a dictionary. Files are matched by name, and by folder where both have one.
 
         Raises:
-            CompressionError: the record names no file of this report, or is no record.
+            CompressionError: the record names no file of this report or it is not clear which, or it is no record.
         """
-        by_path, shared = read_bench(record)
-        measured = {pathlib.Path(name).name: found for name, found in by_path.items()}
-        names = []
-        for index, row in enumerate(self.rows):
-            found = measured.get(pathlib.Path(row.file).name)
-            if row.file and found is not None:
-                self.rows[index] = dataclasses.replace(
-                    row,
-                    latency=row.latency + found.latency,
-                    energy=row.energy + found.energy,
-                    notes=row.notes + found.notes,
-                )
-                names.append(row.name)
-        if not names:
+        measured, shared = read_bench(record)
+        rows = {name: [row for row in self.rows if row.file and _same_file(row.file, name)] for name in measured}
+        matched = [row.name for found in rows.values() for row in found]
+        if not matched or any(len(found) > 1 for found in rows.values()) or len(matched) > len(set(matched)):
             raise CompressionError(
-                f"The record measured {sorted(measured)}, and the report's rows are of "
-                f"{[row.file for row in self.rows]}: give the rows the measured files' names."
+                f"The record measured {sorted(measured)}, and the report's rows are of {[row.file for row in self.rows]}: "
+                "give each row the name of the file that was measured for it, with its folder where names are equal."
             )
+        for name, found in rows.items():
+            for row in found:
+                self.rows[self.rows.index(row)] = dataclasses.replace(
+                    row,
+                    latency=row.latency + measured[name].latency,
+                    energy=row.energy + measured[name].energy,
+                    notes=row.notes + measured[name].notes,
+                )
         self.notes += [note for note in shared if note not in self.notes]
-        return names
+        return matched
 
     def row(self, name: str) -> Row:
         """The row of that name."""
@@ -206,6 +204,12 @@ class Report:
         head = {"tfcompress_report": VERSION, **{name: getattr(self, name) for name in names}}
         head["environment"] = {key: _plain(value) for key, value in self.environment.items()}
         return head
+
+
+def _same_file(one: str, other: str) -> bool:
+    """Whether two names may be of one file: equal from the end, as far as both go."""
+    first, second = pathlib.PurePath(one).parts[::-1], pathlib.PurePath(other).parts[::-1]
+    return all(a == b for a, b in zip(first, second, strict=False))
 
 
 @functools.cache
