@@ -365,3 +365,41 @@ def test_grids_of_an_operator_without_integer_form_are_reported(worker, tmp_path
     assert report.verification.read_back == {"ranges": 2, "weights": 1}
     assert any("'c.kernel' is stored as float" in warning for warning in report.verification.warnings)
     assert [f.kind for f in report.verification.census.float_operators] == ["CONV_3D"]
+
+
+def test_values_alike_on_the_probes_keep_their_own_ranges(worker, tmp_path):
+    """A maximum that never acts on the data: two operations, two tensors, one value."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6,), name="x")
+    y = layers.Activation("sigmoid", name="s")(layers.Dense(8, name="d")(x))
+    y = layers.Multiply(name="m")([y, y])
+    # Nothing of it is below zero, so that both have the same values.
+    y = layers.LeakyReLU(0.3, name="l")(y)
+    model = keras.Model(x, layers.Dense(3, name="o")(y))
+    record = Record({}, {"m": Range(0.004, -128), "l": Range(0.005, -120)})
+    data = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+    path = tmp_path / "a.tflite"
+    report = export.tflite(model, path, "int8", record=record, calibration=data, worker=worker, verbose=0)
+    assert report.verification.read_back["ranges"] == 2
+    entries = oracle.stored(path)
+    found = {
+        n.split("_")[0]: (float(e["scales"][0]), int(e["zero_points"][0]))
+        for n, e in entries.items()
+        if n.startswith(("mul_", "leaky_"))
+    }
+    assert found["mul"] == (np.float32(0.004), -128)
+    assert found["leaky"] == (np.float32(0.005), -120)
+
+
+def test_an_eight_bit_record_in_a_sixteen_bit_file(worker, tmp_path):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, layers.Softmax(name="s")(layers.Dense(4, name="d")(x)))
+    record = Record({}, {"x": Range(0.03, 0), "d": Range(0.05, 5), "s": Range(1 / 256, -128)})
+    data = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+    path = tmp_path / "a.tflite"
+    report = export.tflite(model, path, "int16x8", record=record, samples=data, worker=worker, verbose=0)
+    assert report.ranges["calibrated"] == 0
+    scales = {n: float(e["scales"][0]) for n, e in oracle.stored(path).items() if n == "s/int16"}
+    assert scales == {"s/int16": 1 / 32768}
+    assert report.verification.max_error < 0.02

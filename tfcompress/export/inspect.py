@@ -8,7 +8,7 @@ import numpy as np
 from tfcompress.errors import CompressionError
 from tfcompress.export import census
 from tfcompress.export.flatbuffer import TYPE_NAMES, Graph
-from tfcompress.export.reports import _as_text
+from tfcompress.export.reports import as_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class FileInfo:
         return Group(head, body)
 
     def __str__(self) -> str:
-        return _as_text(self)
+        return as_text(self)
 
 
 def inspect(path) -> FileInfo:

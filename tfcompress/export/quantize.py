@@ -122,6 +122,7 @@ def _run(data: bytes, recipe, statistics: dict) -> bytes:
         )
     types = import_extra("litert_quantizer.qtyping", extra="export")
     # It prints progress bars and logs every overruled recipe entry.
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with (
@@ -136,7 +137,7 @@ def _run(data: bytes, recipe, statistics: dict) -> bytes:
     except (ValueError, RuntimeError, KeyError, IndexError, TypeError) as error:
         raise Refusal(f"litert-quantizer {version} refuses the file: {error}") from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
     return bytes(result.quantized_model)
 
 

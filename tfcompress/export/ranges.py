@@ -38,6 +38,8 @@ def locate(graph: Graph, model, record: Record, operations: dict[str, list[str]]
     """
     found = Trained()
     problems: list[str] = []
+    written = graph.producers()
+    places = {graph.name(t): written.get(t, -1) for t in activations(graph)}
     for operation, trained in record.outputs.items():
         tensors = operations.get(operation)
         if tensors is None:
@@ -48,7 +50,7 @@ def locate(graph: Graph, model, record: Record, operations: dict[str, list[str]]
                 "neighbour); leave this operation out of the simulation"
             )
         else:
-            problems += _claim(found, operation, trained, tensors)
+            problems += _claim(found, operation, trained, sorted(tensors, key=places.__getitem__))
     weights = match.file_weights(graph)
     for name, grid in record.weights.items():
         value = points.weight_of(model, name)
@@ -76,15 +78,21 @@ def locate(graph: Graph, model, record: Record, operations: dict[str, list[str]]
 
 
 def _claim(found: Trained, operation: str, trained: Range, tensors: list[str]) -> list[str]:
-    """Give a trained range to the tensors that carry its value; the sentence of a conflict, if there is one."""
+    """Give a trained range to the tensors that carry its value; the sentence of a conflict, if there is one.
+
+    Args:
+        tensors: in the order of the file. Operations come in the order of the model.
+    """
     free = [t for t in tensors if t not in found.ranges]
-    agreeing = [t for t in tensors if t in found.ranges and found.ranges[t][1] == trained]
-    if not free and not agreeing:
+    if not free and not any(found.ranges[t][1] == trained for t in tensors):
         other = found.ranges[tensors[0]][0]
-        return [
-            f"range {operation!r}: its value is that of {other!r}, which has another range, and the file has one tensor "
-            "for both; leave one of them out of the simulation"
-        ]
+        # Alike on the probes (a clip that never acts): the first operation keeps the first tensor.
+        free = [t for t in tensors if found.ranges[t][0] == other][1:]
+        if not free:
+            return [
+                f"range {operation!r}: its value is that of {other!r}, which has another range, and the file has one tensor "
+                "for both; leave one of them out of the simulation"
+            ]
     for tensor in free:
         found.ranges[tensor] = (operation, trained)
     return []
@@ -153,18 +161,22 @@ def spread(
     for tensor, name in names.items():
         if name in trained.ranges:
             operation, value = trained.ranges[name]
+            if value.bits != bits and groups.find(tensor) in known:
+                continue  # an 8-bit range in a 16-bit file gives way to what the kernel fixes there
             know(tensor, f"range {operation!r}", _with_bits(value, bits, operation))
     if problems and strict:
         raise CompressionError("The file cannot hold what was trained:\n  - " + "\n  - ".join(problems))
     trained.notes += problems
     for members in ties.joined(graph):
+        if len(members) < 2:
+            continue
         roots = dict.fromkeys(groups.find(t) for t in members)
         values = {known[root][1] for root in roots if root in known}
         if len(values) <= 1:
             entry = next((known[root] for root in roots if root in known), None)
             for t in members:
                 groups.join(members[-1], t)
-            if entry is not None and members:
+            if entry is not None:
                 known[groups.find(members[-1])] = entry
     return _fill(graph, groups, known, names, seen, bits)
 

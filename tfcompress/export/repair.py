@@ -122,6 +122,10 @@ def _collapse_one(graph: Graph) -> str | None:
             sources, targets, kind = plan
             op.inputs = np.array([sources.get(int(t), int(t)) for t in op.inputs], np.int32)
             op.outputs = np.array([targets[int(t)] for t in op.outputs], np.int32)
+            for t, target in targets.items():
+                # The name goes with the value, so that reading back finds its range.
+                name = graph.tensors[t].name
+                graph.tensors[t].name, graph.tensors[target].name = name + b"/float", name
             _quantize_operands(graph, op, kind)
             # The QUANTIZE operators behind it have no output of their own any more.
             gone = {id(graph.operators[i]) for t in targets for i in consumers[t]}

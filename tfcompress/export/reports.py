@@ -103,7 +103,7 @@ class VerifyReport:
         return _verify_table(self)
 
     def __str__(self) -> str:
-        return _as_text(self)
+        return as_text(self)
 
 
 @dataclasses.dataclass
@@ -141,10 +141,11 @@ class ExportReport:
         return _export_table(self)
 
     def __str__(self) -> str:
-        return _as_text(self)
+        return as_text(self)
 
 
-def _as_text(report) -> str:
+def as_text(report) -> str:
+    """What rich would print of a report."""
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=110)
