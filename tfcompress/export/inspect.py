@@ -7,7 +7,7 @@ import numpy as np
 
 from tfcompress.errors import CompressionError
 from tfcompress.export import census
-from tfcompress.export.flatbuffer import TYPE_NAMES, Graph
+from tfcompress.export.flatbuffer import FLOAT16, FLOAT32, TYPE_NAMES, Graph
 from tfcompress.export.reports import as_text
 
 
@@ -136,12 +136,9 @@ def _constant(view: Graph, t: int) -> ConstantRow | None:
     values, shape = view.constant(t), view.shape(t)
     if values is None and tensor.sparsity is not None:
         # Positions of the stored values are in the table; what is not stored is zero.
-        width = np.dtype({0: "f4", 1: "f2", 9: "i1"}.get(tensor.type, "i1")).itemsize
-        stored = np.asarray(raw, np.uint8).view(f"V{width}")
-        zeros = 1 - len(stored) / max(1, int(np.prod(shape)))
-        distinct = len(
-            np.unique(stored.tobytes() and np.frombuffer(stored.tobytes(), {4: "f4", 2: "f2", 1: "i1"}[width]))
-        ) + (zeros > 0)
+        stored = np.frombuffer(bytes(raw), {FLOAT32: "f4", FLOAT16: "f2"}.get(tensor.type, "i1"))
+        zeros = 1 - stored.size / max(1, int(np.prod(shape)))
+        distinct = len(np.unique(stored)) + (zeros > 0)
     elif values is None:
         return None
     else:
