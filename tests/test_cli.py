@@ -322,7 +322,7 @@ def bad(folder):
         ("compress . --recipe int8 --data data.npz --out o", 1, "is a folder"),
         ("compress model.keras --recipe prune-qta --data data.npz --out o", 1, "Did you mean 'prune-qat'?"),
         ("compress model.keras --recipe typo.yaml --data data.npz --out o", 1, "Did you mean 'magnitude'?"),
-        ("compress model.keras --recipe nowhere.yaml --data data.npz --out o", 1, "applies to no weight"),
+        ("compress model.keras --recipe nowhere.yaml --data data.npz --out o", 1, "applies to no layer"),
         ("compress model.keras --recipe quick.yaml --data wide.npz --out o", 1, "samples of shape (7,)"),
         ("compress model.keras --recipe quick.yaml --data nowhere.npz --out o", 1, "There is no file nowhere.npz"),
         ("compress model.keras --recipe quick.yaml --out o", 2, "give --data, or --no-train"),

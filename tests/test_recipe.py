@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import tfcompress
-from tfcompress import data, distillation, pruning, quantization, schedules
+from tfcompress import data, distillation, factorization, pruning, quantization, schedules
 from tfcompress.errors import CompressionError
 from tfcompress.recipe import Recipe, Step
-from tfcompress.recipes import file, registry
+from tfcompress.recipes import file, registry, training
 from tfcompress.recipes.registry import Length
 
 pytestmark = pytest.mark.jax
@@ -222,10 +222,74 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(tmp_path, at, who
     resumed = run(grown(), net(dropout=0.25), validation_data=samples(1), out=tmp_path, resume=True)
     for a, b in zip(whole.plain.get_weights(), resumed.plain.get_weights(), strict=True):
         assert np.array_equal(a, b)
-    assert [s.accuracy for s in resumed.steps] == [s.accuracy for s in whole.steps]
+    assert [(s.accuracy, s.done) for s in resumed.steps] == [(s.accuracy, s.done) for s in whole.steps]
     assert json.loads((tmp_path / "state" / "state.json").read_text())["finished"]
     assert len(list((tmp_path / "state").glob("*.keras"))) == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_crash_loses_what_came_after_the_last_saved_epoch(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_SAVES", 0.0)
+    x, y = samples()
+
+    class Crashing(data.Arrays):
+        left = 11
+
+        def take(self, indices):
+            self.left -= 1
+            if not self.left:
+                raise RuntimeError("the cable was pulled")
+            return super().take(indices)
+
+    with pytest.raises(Exception, match="the cable was pulled"):
+        run(grown(), net(dropout=0.25), x=Crashing(x, y), y=None, validation_data=samples(1), out=tmp_path)
+    note = json.loads((tmp_path / "state" / "state.json").read_text())
+    assert (note["steps"], note["epoch"], note["batch"]) == (0, 1, 0)
+    resumed = run(grown(), net(dropout=0.25), validation_data=samples(1), out=tmp_path, resume=True)
+    for a, b in zip(whole.plain.get_weights(), resumed.plain.get_weights(), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_own_training_is_resumed_at_the_epoch(tmp_path):
+    x, y = samples()
+    asked = []
+
+    def train(model, epochs, callbacks):
+        asked.append(epochs)
+        stop = [keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)] if len(asked) < 3 else []
+        model.fit(x, y, batch_size=BATCH, epochs=epochs, callbacks=[*stop, *callbacks], verbose=0)
+
+    def interrupt(epoch, logs):
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    recipe = Recipe([Step(pruning.Magnitude(0.5), epochs=4)])
+    for done in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            recipe.run(net(), train, lambda model: 1.0, out=tmp_path, resume=True, verbose=0)
+        assert json.loads((tmp_path / "state" / "state.json").read_text())["epoch"] == done
+    recipe.run(net(), train, lambda model: 1.0, out=tmp_path, resume=True, verbose=0)
+    assert asked == [4, 3, 2]
+
+
+def test_datasets_of_other_kinds():
+    class Own(keras.utils.PyDataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            x, y = samples()
+            return x[i * BATCH : (i + 1) * BATCH], y[i * BATCH : (i + 1) * BATCH]
+
+    made = []
+
+    def method(updates):
+        made.append(updates)
+        return pruning.Magnitude(0.5)
+
+    outcome = Recipe([Step(method, epochs=2)]).run(net(), x=Own(), validation_data=samples(1), verbose=0)
+    assert made == [10]
+    assert zeros(outcome.plain) == 36
 
 
 def test_a_student_is_attached_again_when_its_run_resumes(tmp_path):
@@ -294,11 +358,21 @@ def test_out_that_cannot_be_written(tmp_path):
 
 
 def test_a_step_that_applies_to_no_layer_is_named():
-    recipe = Recipe([pruning.Magnitude(0.5), pruning.Magnitude(0.5, layers="conv*")])
+    trained = []
+    train = lambda *args: trained.append(args)  # noqa: E731
+    steps = [Step(pruning.Magnitude(0.5), epochs=1), pruning.Magnitude(0.5, layers="conv*")]
     with pytest.raises(
-        CompressionError, match=r"Step 2 of 2 \(pruning.Magnitude\).*applies to no weight.*not selected"
+        CompressionError, match=r"Step 2 of 2 \(pruning.Magnitude\) applies to no layer.*'conv\*'.*none of a, b"
     ):
-        run(recipe)
+        run(Recipe(steps), train=train)
+    assert not trained  # it is said before anything runs
+    with pytest.raises(CompressionError, match=r"Step 1 of 1 \(pruning.Filters\): Filters applies to no layer"):
+        run(Recipe([pruning.Filters(0.5)]))
+    with pytest.raises(
+        CompressionError, match=r"Step 1 of 1 \(factorization.SVD\) applies to no layer.*not fewer than"
+    ):
+        run(Recipe([factorization.SVD(rank=6)]))
+    assert run(Recipe([pruning.RemoveDeadUnits()])).steps[0].done == 0
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,12 @@ class Method(Configurable):
     Attributes:
         papers: numbers of the papers that the class implements.
         trains: whether the model has to be trained after attaching for the method to take effect.
+        may_find_nothing: whether finding nothing to do is a result like any other, and no error of a recipe.
     """
 
     papers: tuple[int, ...] = ()
     trains = True
+    may_find_nothing = False
 
     def attach(self, model, data=None) -> tuple[keras.Model, list[Row]]:
         """Do the method's work on a model that may be changed.

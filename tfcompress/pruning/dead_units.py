@@ -22,6 +22,7 @@ class RemoveDeadUnits(Method):
 
     papers = (11,)
     trains = False
+    may_find_nothing = True
 
     def attach(self, model, data=None):
         require_built(model, "the removal of dead units")

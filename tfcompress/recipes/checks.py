@@ -4,9 +4,9 @@ import importlib.util
 
 import keras
 
-from tfcompress import data
+from tfcompress import data, select
 from tfcompress.errors import CompressionError, MissingExtra
-from tfcompress.method import require_built
+from tfcompress.method import WeightMethod, require_built
 
 INTEGER = ("int8", "int16x8", "int4")
 
@@ -36,6 +36,7 @@ def check(run) -> None:
         _compiled(model, "its steps set the optimizer or the learning rate")
     for what, samples in (("x", run.samples), ("x_val", run.held)):
         data.check(model, samples, what)
+    _check_selections(run)
     if run.recipe.export:
         _check_export(run, bool(trains))
 
@@ -73,6 +74,29 @@ def _compiled(model, why: str) -> None:
         raise CompressionError(
             f"Model {model.name!r} is not compiled, and {why}: compile it with an optimizer, a loss and metrics."
         )
+
+
+def _check_selections(run) -> None:
+    """Refuse a step whose layers are not in the model, instead of finding out when its turn comes."""
+    from tfcompress.recipes.run import flat
+
+    for number in range(len(run.recipe.steps)):
+        for method in flat(run.method(number)):
+            if not isinstance(method, WeightMethod):
+                return  # it may make other layers
+            chosen = select.get(method.layers)
+            left_out = select.get(method.exclude) if method.exclude is not None else ~select.everything
+            weights = [
+                (path, layer, name)
+                for path, layer in [(run.original.name, run.original), *select.layers(run.original)]
+                for name in select.kernel_names(layer)
+            ]
+            if weights and not any(chosen(*weight) and not left_out(*weight) for weight in weights):
+                paths = list(dict.fromkeys(path for path, _, _ in weights))
+                raise CompressionError(
+                    f"{run.where(number)} applies to no layer: layers={method.layers!r} and exclude={method.exclude!r} select none "
+                    f"of {', '.join(paths[:10])}{', ...' if len(paths) > 10 else ''}."
+                )
 
 
 def _check_export(run, trains: bool) -> None:

@@ -66,6 +66,8 @@ class Run:
         self.results: list[StepResult] = []
         self.swapped: list[int] = []  # steps that swapped the model's own class, which a saved model does not keep
         self.methods: list = []
+        self._built: dict[int, Any] = {}
+        self._rows: list[dict[str, str]] = []  # what attaching the present step did
         self.notes: list[str] = []
         self.metric: str | None = None
         self.base: float | None = None
@@ -113,6 +115,7 @@ class Run:
             "batch": batch,
             "finished": finished or bool(self.stopped) or len(self.results) == len(self.recipe.steps),
             "swapped": self.swapped,
+            "rows": self._rows,
             "metric": self.metric,
             "base": self.base,
             "stopped": self.stopped,
@@ -137,9 +140,9 @@ class Run:
                 raise CompressionError(f"{self.state.folder} is the state of another {what}; delete it to begin anew.")
         self.metric, self.base, self.stopped = note["metric"], note["base"], note["stopped"]
         self.results = [StepResult(**result) for result in note["results"]]
-        self.kept, self.swapped = note["kept_steps"], list(note["swapped"])
+        self.kept, self.swapped, self._rows = note["kept_steps"], list(note["swapped"]), list(note["rows"])
         for number in range(len(self.results) + bool(note["epoch"] or note["batch"])):
-            self.methods.append(self._method(number))
+            self.methods.append(self.method(number))
         with keras.saving.custom_object_scope(self._custom_objects()):
             current = self._reattach(self.state.load(note["file"], note))
             if note["epoch"] or note["batch"]:
@@ -173,8 +176,13 @@ class Run:
 
     # -- one step
 
-    def _method(self, number: int):
-        """The method of a step, its schedules as long as its training."""
+    def method(self, number: int):
+        """The method of a step, its schedules as long as its training; a function is asked for it once."""
+        if number not in self._built:
+            self._built[number] = self._build(number)
+        return self._built[number]
+
+    def _build(self, number: int):
         length = Length(None, None)
         if not self.settings.training:
             length = Length(1, 1)
@@ -186,10 +194,11 @@ class Run:
         try:
             method = self.recipe.steps[number].build(length)
         except CompressionError as error:
-            raise CompressionError(f"{self._where(number)}: {error}") from error
+            raise CompressionError(f"{self.where(number)}: {error}") from error
         return method if self.settings.training else registry.at_end(method)
 
-    def _where(self, number: int) -> str:
+    def where(self, number: int) -> str:
+        """A step in messages."""
         return f"Step {number + 1} of {len(self.recipe.steps)} ({self.recipe.steps[number].name})"
 
     def _batches(self, number: int, skip: int = 0):
@@ -205,19 +214,17 @@ class Run:
             model, epoch, batch = self._attach(number), 0, 0
         else:
             (model, epoch, batch), self.under_way = self.under_way, None
-        rows = summary(model).rows if "_tfcompress_report" in model.__dict__ else []
         if self.epochs(number):
             self._train(number, model, epoch, batch)
         elif is_attached(model) and clock(model) is not None:
             Compression(model)  # brings what is attached up to date
         metric, accuracy, figures = self._measure(model)
-        done, left = [row for row in rows if row.action == DONE], [row for row in rows if row.action != DONE]
-        self.results.append(
-            StepResult(
-                self.recipe.steps[number].name, self.epochs(number), round(time.monotonic() - start, 3), figures, accuracy,
-                len(done), len(left), {row.layer: row.detail for row in left},
-            )
-        )  # fmt: skip
+        left = {row["layer"]: row["detail"] for row in self._rows if row["action"] != DONE}
+        done = sum(row["action"] == DONE for row in self._rows)
+        seconds = round(time.monotonic() - start, 3)
+        name, epochs = self.recipe.steps[number].name, self.epochs(number)
+        skipped = len(self._rows) - done
+        self.results.append(StepResult(name, epochs, seconds, figures, accuracy, done, skipped, left))
         if accuracy is not None:
             self.say(f"  {metric} {accuracy:.2%}")
         within = self._within(number, accuracy)
@@ -235,19 +242,19 @@ class Run:
         if allowed is None or self.base is None:
             return True
         if accuracy is None:
-            raise CompressionError(f"{self._where(number)}: its accuracy cannot be measured, which max_drop needs.")
+            raise CompressionError(f"{self.where(number)}: its accuracy cannot be measured, which max_drop needs.")
         drop = 100 * (self.base - accuracy)
         if drop <= allowed + _EPSILON:
             return True
         kept = f"the model of step {self.kept} is the result" if self.kept else "nothing was compressed"
-        self.stopped = f"{self._where(number)} loses {drop:.2f} points, more than the {allowed:g} allowed: {kept}."
+        self.stopped = f"{self.where(number)} loses {drop:.2f} points, more than the {allowed:g} allowed: {kept}."
         self.say(self.stopped)
         return False
 
     def _attach(self, number: int):
-        method = self._method(number)
+        method = self.method(number)
         self.methods.append(method)
-        where = self._where(number)
+        where = self.where(number)
         epochs = self.epochs(number)
         self.say(f"{where}" + (f", {epochs} epochs" if epochs else ""))
         before = getattr(type(self.model), "_tfcompress_attached", False)
@@ -256,14 +263,14 @@ class Run:
         except CompressionError as error:
             raise type(error)(f"{where}: {error}") from error
         rows = summary(model).rows
-        if not any(row.action == DONE for row in rows):
+        done = sum(row.action == DONE for row in rows)
+        if not done and not all(getattr(one, "may_find_nothing", False) for one in flat(method)):
             reasons = "; ".join(f"{row.layer}: {row.detail}" for row in rows[:5]) or "it found none"
             raise CompressionError(f"{where} applies to no layer of model {self.model.name!r} ({reasons}).")
         if getattr(type(model), "_tfcompress_attached", False) and not before:
             self.swapped.append(number)
-        self.say(
-            f"  {sum(row.action == DONE for row in rows)} taken, {sum(row.action != DONE for row in rows)} left as they are"
-        )
+        self._rows = [{"layer": row.layer, "action": row.action, "detail": row.detail} for row in rows]
+        self.say(f"  {done} taken, {len(rows) - done} left as they are")
         if epochs and getattr(model, "compiled", False) and self.original.optimizer is not None:
             given = self.recipe.steps[number]
             training.set_optimizer(model, self.original.optimizer, given.optimizer, given.learning_rate)
@@ -275,9 +282,12 @@ class Run:
                 self.state.save(now, self._note(epochs, batches), kept=self.kept_file)
 
         batches = None if self.samples is None else self._batches(number)
-        watch = training.Watch(save, batches, epoch, batch)
+        own = self.settings.train is not None
+        # Only our own batches can be taken up in mid-epoch; other training begins the epoch anew.
+        batch = batch if data.is_samples(self.samples) and not own else 0
+        watch = training.Watch(save, batches, epoch, batch, epoch if own else 0)
         callbacks = [
-            c for method in self.methods for one in _flat(method) if hasattr(one, "callbacks") for c in one.callbacks()
+            c for method in self.methods for one in flat(method) if hasattr(one, "callbacks") for c in one.callbacks()
         ]
         if is_attached(model):
             callbacks.append(Compression())
@@ -351,5 +361,6 @@ class Run:
         return deliver(self)
 
 
-def _flat(method) -> list:
-    return [one for part in method for one in _flat(part)] if isinstance(method, (list, tuple)) else [method]
+def flat(method) -> list:
+    """The methods of a step, one or a list of them, as a list."""
+    return [one for part in method for one in flat(part)] if isinstance(method, (list, tuple)) else [method]

@@ -20,17 +20,19 @@ class Watch(keras.callbacks.Callback):
 
     Args:
         save: function of (epochs done, batches done in the next one, model). dataset: is told the epoch, if it has an
-            attribute for it. skipped: batches of the first epoch that were trained before. first: number of that epoch.
+            attribute for it. first: number of the first epoch. skipped: batches of it that were trained before.
+        offset: added to the epochs' numbers, for a training that counts them from 0 again.
     """
 
-    def __init__(self, save: Callable, dataset=None, first: int = 0, skipped: int = 0):
+    def __init__(self, save: Callable, dataset=None, first: int = 0, skipped: int = 0, offset: int = 0):
         super().__init__()
-        self.save, self.dataset = save, dataset
+        self.save, self.dataset, self.offset = save, dataset, offset
         self.epoch, self.batches = first, skipped
         self.asked = False
         self._saved = time.monotonic()
 
     def on_epoch_begin(self, epoch, logs=None):
+        epoch += self.offset
         if epoch != self.epoch:
             self.epoch, self.batches = epoch, 0
         self._before = self.batches
@@ -44,7 +46,7 @@ class Watch(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epoch, self.batches = epoch + 1, 0
+        self.epoch, self.batches = epoch + self.offset + 1, 0
         if self.asked or time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES:
             self.save(self.epoch, 0, self.model)
             self._saved = time.monotonic()
