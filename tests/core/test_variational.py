@@ -6,7 +6,7 @@ import pytest
 from scipy import integrate, special, stats
 
 from tfcompress import Compression, apply, finalize
-from tfcompress.core import variational
+from tfcompress.core import ensembles, variational
 from tfcompress.core.variational import Gaussian, Repeated, ScaleMixture, variational_links
 from tfcompress.errors import CompressionError
 from tfcompress.pruning import BayesByBackprop, GaussianWeight
@@ -300,18 +300,18 @@ def test_ensembles_draw_from_the_posterior_and_leave_training_alone():
     bayes = apply(model, BayesByBackprop(examples=10, rho=-1.0), verbose=0)
     mu = bayes.layers[0].kernel.numpy()
     before = draws(bayes)
-    kernels = np.array([plain.layers[0].kernel.numpy() for plain in variational.sampled(bayes, 30, seed=2)])
-    assert type(next(variational.sampled(bayes, 1)).layers[0]) is keras.layers.Dense
+    kernels = np.array([plain.layers[0].kernel.numpy() for plain in ensembles.sampled(bayes, 30, seed=2)])
+    assert type(next(ensembles.sampled(bayes, 1)).layers[0]) is keras.layers.Dense
     assert draws(bayes) == before
     standard = (kernels - mu) / np.log1p(np.exp(-1.0))
     assert stats.kstest(standard.ravel(), "norm").pvalue > 1e-3
     assert abs(np.corrcoef(standard[0].ravel(), standard[1].ravel())[0, 1]) < 0.15
-    again = np.array([plain.layers[0].kernel.numpy() for plain in variational.sampled(bayes, 2, seed=2)])
+    again = np.array([plain.layers[0].kernel.numpy() for plain in ensembles.sampled(bayes, 2, seed=2)])
     assert np.array_equal(again, kernels[:2])
-    other = next(variational.sampled(bayes, 1, seed=3)).layers[0].kernel.numpy()
+    other = next(ensembles.sampled(bayes, 1, seed=3)).layers[0].kernel.numpy()
     assert not np.array_equal(other, kernels[0])
     x = np.random.default_rng(0).normal(size=(4, 30)).astype("float32")
-    mean = variational.average(bayes, x, samples=5, seed=2, transform=np.tanh)
+    mean = ensembles.average(bayes, x, samples=5, seed=2, transform=np.tanh)
     np.testing.assert_allclose(mean, np.mean([np.tanh(x @ k) for k in kernels[:5]], 0), rtol=1e-4, atol=1e-5)
     assert np.array_equal(array(bayes(x)), array(model(x)))
 
@@ -342,7 +342,7 @@ def test_bad_priors_and_models_are_named():
         (lambda: Gaussian(0.0), "sigma"),
         (lambda: ScaleMixture(pi=1.0), "pi"),
         (lambda: ScaleMixture(sigma1=0.1, sigma2=0.2), "sigma1 > sigma2"),
-        (lambda: variational.average(small_model(), np.ones((1, 5))), "no weights with a posterior"),
+        (lambda: ensembles.average(small_model(), np.ones((1, 5))), "no weights with a posterior"),
     ]:
         with pytest.raises(CompressionError, match=message):
             make()

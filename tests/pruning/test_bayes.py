@@ -275,3 +275,16 @@ def test_bad_calls_are_named():
         snr_prune(bayes, 1.5)
     report = str(tfcompress.summary(snr_prune(bayes, 0.5, verbose=0)))
     assert "9 of 18 weights deleted" in report
+
+
+def test_a_model_that_is_not_built_gets_its_posteriors_when_it_is():
+    model = keras.Sequential([keras.layers.Dense(4, use_bias=False), keras.layers.Dense(2)])
+    bayes = apply(model, BayesByBackprop(examples=8), in_place=True, verbose=0)
+    assert [row.weight for row in tfcompress.summary(bayes).rows if row.action == "done"] == [
+        "kernel",
+        "kernel",
+        "bias",
+    ]
+    bayes.compile("sgd", "mse", jit_compile=JIT)
+    bayes.fit(np.ones((8, 3), "float32"), np.ones((8, 2), "float32"), verbose=0, callbacks=[Compression()])
+    assert len(variational_links(bayes)) == 3

@@ -1,6 +1,7 @@
 """Pruning: weights, filters and connections that are not needed."""
 
-from tfcompress.core.variational import Gaussian, ScaleMixture, average, sampled
+from tfcompress.core.ensembles import average, sampled
+from tfcompress.core.variational import Gaussian, ScaleMixture
 from tfcompress.pruning.bayes import BayesByBackprop, GaussianWeight, snr_prune
 from tfcompress.pruning.connections import sensitivity, shrink_dropout, shrunk_dropout
 from tfcompress.pruning.dead_units import RemoveDeadUnits

@@ -145,12 +145,13 @@ class BayesByBackprop(WeightMethod):
         reached = dict(select.layers(model))
         reached[model.name] = model
         for path in dict.fromkeys(row.layer for row in rows if row.action == DONE):
-            for name in select.weight_names(reached[path]):
-                if "bias" in name:
-                    link = self._weight()
-                    link.start = step(model)
-                    attach(reached[path], name, [link])
-                    rows.append(Row(path, name, DONE, repr(link)))
+            layer = reached[path]
+            names = select.weight_names(layer) if layer.built else ["bias"] * bool(getattr(layer, "use_bias", False))
+            for name in [name for name in names if "bias" in name]:
+                link = self._weight()
+                link.start = step(model)
+                attach(layer, name, [link])
+                rows.append(Row(path, name, DONE, repr(link)))
         return model, rows
 
 
@@ -177,9 +178,7 @@ def snr_prune(model, fraction: float, *, biases: bool = False, in_place: bool = 
     links = [(name, link) for name, link in variational_links(twin) if isinstance(link, GaussianWeight)]
     ranked = [(name, link) for name, link in links if biases or "bias" not in name.rsplit(".", 1)[1]]
     if not ranked:
-        raise CompressionError(
-            f"Model {model.name!r} has no kernel with a Gaussian posterior; apply BayesByBackprop first."
-        )
+        raise CompressionError(f"Model {model.name!r} has no kernel with a Gaussian posterior: apply BayesByBackprop.")
     ratios = [link.signal_to_noise() for _, link in ranked]
     flat = np.concatenate([ratio.ravel() for ratio in ratios])
     keep = np.ones(flat.size, bool)
