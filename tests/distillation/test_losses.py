@@ -8,7 +8,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 from tfcompress import schedules
 from tfcompress.distillation import HardLabels, Logits, SoftTargets
-from tfcompress.distillation.attach import at
+from tfcompress.distillation.engine import at
 from tfcompress.errors import CompressionError
 
 pytestmark = pytest.mark.jax

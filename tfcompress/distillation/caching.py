@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.distillation.engine import LABELS, TEACHER
 from tfcompress.distillation.teachers import Teachers, check_outputs
 from tfcompress.errors import CompressionError
 from tfcompress.files import replacing
@@ -265,7 +266,7 @@ class Cache:
 
     @staticmethod
     def _pair(y, teacher: dict) -> dict:
-        return {"teacher": teacher} if y is None else {"labels": y, "teacher": teacher}
+        return {TEACHER: teacher} if y is None else {LABELS: y, TEACHER: teacher}
 
     def split(self, stored) -> list[dict]:
         """Each member's float32 logits by output name, from a batch of stored outputs."""

@@ -4,8 +4,9 @@ import os
 import pathlib
 
 from tfcompress import _keras_compat
-from tfcompress.distillation.attach import Own, attach, is_distilled
+from tfcompress.distillation.attach import attach, is_distilled
 from tfcompress.distillation.caching import META, Cache
+from tfcompress.distillation.engine import Own
 from tfcompress.distillation.losses import HardLabels, SoftTargets, TeacherLoss, mismatch
 from tfcompress.distillation.teachers import Teachers, gives_logits, named, pick
 from tfcompress.errors import CompressionError
