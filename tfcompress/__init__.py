@@ -7,6 +7,7 @@ whichever order.
 import importlib
 import importlib.abc
 import importlib.util
+import pkgutil
 import sys
 
 __version__ = "0.1.0"
@@ -55,7 +56,9 @@ def __dir__():
 
 def _register() -> None:
     """Import the modules whose classes saved models name."""
-    for name in ("carriers", "layers", *_METHODS):
+    core = importlib.import_module("tfcompress.core")
+    parts = [f"core.{module.name}" for module in pkgutil.iter_modules(core.__path__)]
+    for name in ("carriers", *parts, "layers", *_METHODS):
         importlib.import_module(f"tfcompress.{name}")
 
 

@@ -23,7 +23,7 @@ UNBUILT_KERNELS = {
 
 
 def layers(model) -> list[tuple[str, keras.Layer]]:
-    """Every layer of a model, with its path: names joined by "/", each layer once.
+    """Every layer of a model but its inputs, with its path: names joined by "/", each layer once.
 
     Args:
         model: a model of any kind, or a layer (its sub-layers are listed).
@@ -39,7 +39,7 @@ def layers(model) -> list[tuple[str, keras.Layer]]:
     def visit(parent, prefix):
         listed = parent.layers if isinstance(parent, (keras.Model,)) and parent.layers else []
         for child in [*listed, *_keras_compat.sublayers(parent)]:
-            if id(child) in seen or isinstance(child, keras.metrics.Metric):
+            if id(child) in seen or isinstance(child, (keras.metrics.Metric, keras.layers.InputLayer)):
                 continue
             seen.add(id(child))
             path = prefix + child.name
