@@ -102,15 +102,17 @@ def convert(
         model, record=record, samples=samples, calibration=calibration, batch=batch, normalisation=normalisation,
         worker=worker or shared(), timeout=timeout, custom_ops=custom_ops, force=force,
     )  # fmt: skip
-    reports = {}
-    for path, options in plans.items():
-        start, shared_before = time.perf_counter(), sum(session.seconds.values())
-        built = _build(session, options)
-        own = time.perf_counter() - start - (sum(session.seconds.values()) - shared_before)
-        reports[path] = _finish(session, path, options, built, verify, simulated, own)
-        if verbose:
-            _show(reports[path])
-    return reports
+    return {path: _write(session, path, options, verify, simulated, verbose) for path, options in plans.items()}
+
+
+def _write(session: Session, path, options: Options, check: bool, simulated, verbose: int) -> ExportReport:
+    start, shared_before = time.perf_counter(), sum(session.seconds.values())
+    built = _build(session, options)
+    own = time.perf_counter() - start - (sum(session.seconds.values()) - shared_before)
+    report = _finish(session, path, options, built, check, simulated, own)
+    if verbose:
+        _show(report)
+    return report
 
 
 def _plans(files, boundary, preset: Target, strict, sparse, percentile, per_tensor_dense) -> dict[Any, Options]:

@@ -104,7 +104,12 @@ def verify(
         tensors=tensors,
         warnings=floats,
     )
-    if preset.name == "gpu":
+    return _judged(report)
+
+
+def _judged(report: VerifyReport) -> VerifyReport:
+    """The report with what follows from its parts together."""
+    if report.target["name"] == "gpu":
         report.target["refusals"] += report.gpu["reasons"]
     report.warnings += _warnings(report)
     return report
