@@ -196,12 +196,11 @@ def peer_python() -> pathlib.Path:
     return python
 
 
-def measure(name: str, rounds: int, with_peer: bool) -> list[dict]:
+def measure(name: str, rounds: int, with_peer: bool, with_jit: bool) -> list[dict]:
     """One row a (side, variant): median milliseconds, and the ratio to its own plain with its quartiles."""
-    children = {
-        "ours": Child(sys.executable, "ours", name, False),
-        "ours, jit": Child(sys.executable, "ours", name, True),
-    }
+    children = {"ours": Child(sys.executable, "ours", name, False)}
+    if with_jit:
+        children["ours, jit"] = Child(sys.executable, "ours", name, True)
     if with_peer:
         children["peer"] = Child(peer_python(), "peer", name, False)
     tasks = [(side, variant) for side, one in children.items() for variant in one.variants]
@@ -273,6 +272,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(BATCH), choices=list(BATCH))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-peer", action="store_true", help="leave TensorFlow Model Optimization out")
+    parser.add_argument("--no-jit", action="store_true", help="leave XLA out (it compiles deep networks for minutes)")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md")
     parser.add_argument("--child", nargs=3, metavar=("SIDE", "MODEL", "JIT"), help=argparse.SUPPRESS)
@@ -282,7 +282,11 @@ def main() -> None:
         child(side, name, jit == "jit")
         return
     (ROOT / "build").mkdir(exist_ok=True)
-    rows = [row for name in arguments.models for row in measure(name, arguments.rounds, not arguments.no_peer)]
+    rows = [
+        row
+        for name in arguments.models
+        for row in measure(name, arguments.rounds, not arguments.no_peer, not arguments.no_jit)
+    ]
     imports, attach = import_seconds(), attach_seconds()
     if arguments.json:
         print(json.dumps({"rows": rows, "import": imports, "attach": attach}, indent=1))

@@ -13,6 +13,7 @@ from tfcompress.core.grids import IntegerGrid, fake_quantize, output_axes
 from tfcompress.errors import CompressionError
 from tfcompress.layers import OutputRange
 from tfcompress.parametrization import chain, chains, parametrize
+from tfcompress.quantization import placement
 from tfcompress.quantization.qat import ranges
 
 L = keras.layers
@@ -26,11 +27,11 @@ def values(tensor):
 def residual():
     """Every rule at once: folding into three kinds of layers, ReLU6, a residual sum, a concatenation, pooling, softmax."""
     i = keras.Input((12, 12, 3), name="image")
-    x = L.ReLU(6, name="first")(L.BatchNormalization()(L.Conv2D(8, 3, padding="same", use_bias=False)(i)))
-    y = L.ReLU()(L.BatchNormalization()(L.DepthwiseConv2D(3, padding="same")(x)))
-    z = L.ReLU(name="sum")(L.Add()([x, L.BatchNormalization()(L.Conv2D(8, 1)(y))]))
+    x = L.ReLU(6, name="first")(L.BatchNormalization()(L.Conv2D(8, 3, padding="same", use_bias=False, name="stem")(i)))
+    y = L.ReLU(name="mid")(L.BatchNormalization()(L.DepthwiseConv2D(3, padding="same", name="depth")(x)))
+    z = L.ReLU(name="sum")(L.Add()([x, L.BatchNormalization()(L.Conv2D(8, 1, name="point")(y))]))
     z = L.Concatenate(name="both")([z, L.Conv2D(4, 1, activation="relu", name="side")(x)])
-    z = L.GlobalAveragePooling2D()(L.MaxPooling2D()(L.Dropout(0.1)(z)))
+    z = L.GlobalAveragePooling2D(name="pooled")(L.MaxPooling2D()(L.Dropout(0.1)(z)))
     return keras.Model(i, L.Dense(5, activation="softmax", name="head")(z))
 
 
@@ -165,11 +166,26 @@ def test_placement():
     rows = {(row.layer, row.weight): row for row in tfcompress.summary(model).rows}
     assert sum(row.action == "done" and "folded" in row.detail for row in rows.values()) == 3
     names = [layer.name for layer in ranges(model)]
-    assert names == ["image_range", "first_range", "re_lu_range", "conv2d_1_range", "both_range",
-                     "global_average_pooling2d_range", "head_range", "head_softmax_range"]  # fmt: skip
+    assert names == ["image_range", "first_range", "mid_range", "point_range", "both_range",
+                     "pooled_range", "head_range", "head_softmax_range"]  # fmt: skip
     assert "shared with sum, side" in rows["both", "output"].detail
     assert "fixed" in rows["head_softmax", "output"].detail
     assert rows["head", "bias"].action == "done"
+
+
+def test_no_range_where_the_file_has_no_tensor():
+    """A constant sum moves into the bias before it, a clamp into the kernel, but not behind a transposed convolution."""
+    i = keras.Input((8, 8, 2), name="x")
+    x = L.Conv2D(4, 1, name="shifted")(i)
+    x = keras.ops.relu6(x + 3.0)
+    x = keras.ops.clip(L.Conv2D(4, 1, name="clipped")(x), -1, 1)
+    x = L.ReLU(name="after")(L.Conv2DTranspose(4, 2, name="wide")(x))
+    found = [key for point in placement.points(keras.Model(i, x)) for key in point.keys]
+    assert "shifted" not in found
+    assert "clipped" not in found
+    assert not any(key.startswith("add") for key in found)
+    assert {"x", "wide", "after"} <= set(found)
+    assert len(found) == 5
 
 
 # --- the whole road
@@ -231,8 +247,8 @@ def test_finalize_gives_plain_layers_and_the_ranges():
     plain = tfcompress.finalize(model, verbose=0)
     assert not any("Range" in type(layer).__name__ for layer in plain.layers)
     record = plain._tfcompress_record
-    assert set(record.outputs) == {"image", "first", "re_lu", "conv2d_1", "sum", "side", "both",
-                                   "global_average_pooling2d", "head", "head_softmax"}  # fmt: skip
+    assert set(record.outputs) == {"image", "first", "mid", "point", "sum", "side", "both",
+                                   "pooled", "head", "head_softmax"}  # fmt: skip
     assert record.outputs["both"] == record.outputs["sum"]
     assert len(record.weights) == 5
     assert type(record).from_json(record.to_json()).outputs == record.outputs

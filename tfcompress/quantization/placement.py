@@ -30,10 +30,16 @@ TIED_OPERATORS = {
 # Their kernels clamp the result themselves, so that a ReLU behind them costs nothing and has the only tensor.
 FUSING = (
     layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D,
-    layers.SeparableConv1D, layers.SeparableConv2D, layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Add,
-    layers.Subtract, layers.Multiply, layers.BatchNormalization,
+    layers.SeparableConv1D, layers.SeparableConv2D, layers.Add, layers.Subtract, layers.Multiply,
+    layers.BatchNormalization,
 )  # fmt: skip
 FUSING_OPERATORS = {"Add", "Subtract", "Multiply"}
+CLAMPING = ("relu", "relu6", "relu_n1_to_1")
+# Layers with one product and a bias, which the converter moves a constant sum behind them into.
+WITH_BIAS = (
+    layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D,
+    layers.Conv1DTranspose, layers.Conv2DTranspose,
+)  # fmt: skip
 FIXED = {"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
 WITH_ACTIVATION = (
     layers.Dense, layers.EinsumDense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D,
@@ -70,6 +76,8 @@ def activation_name(operation) -> str:
         return "softmax"
     if isinstance(operation, layers.Activation):
         return getattr(operation.activation, "__name__", "function").replace("linear", "")
+    if type(operation).__name__ == "Clip" and (operation.x_min, operation.x_max) == (-1, 1):
+        return "relu_n1_to_1"
     name = type(operation).__name__.lower()
     return name if name in ("relu", "relu6", "softmax", "sigmoid", "tanh") else ""
 
@@ -138,9 +146,16 @@ def _has_point(call: Call, readers, top: bool) -> bool:
         return False
     following = readers.get(id(call.outputs[0]), [])
     fuses = isinstance(operation, FUSING) or type(operation).__name__ in FUSING_OPERATORS
-    if fuses and len(following) == 1 and following[0] is not None and _bare(operation):
-        return activation_name(following[0].operation) not in ("relu", "relu6")
-    return True
+    reader = following[0] if len(following) == 1 else None
+    if reader is None or not _bare(operation):
+        return True
+    if isinstance(operation, WITH_BIAS) and _adds_a_constant(reader):
+        return False
+    return not (fuses and activation_name(reader.operation) in CLAMPING)
+
+
+def _adds_a_constant(call: Call) -> bool:
+    return type(call.operation).__name__ in ("Add", "Subtract") and len(call.inputs) == 1
 
 
 def _bare(operation) -> bool:

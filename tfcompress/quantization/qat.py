@@ -177,7 +177,7 @@ class QAT(Method):
             kernel = chain(layer, "kernel")
             if kernel is None or getattr(layer, "bias", None) is None or not isinstance(kernel.links[-1], IntegerGrid):
                 continue
-            if carriers.base_class(layer).__name__ not in {kind.__name__ for kind in placement.FUSING}:
+            if carriers.base_class(layer).__name__ not in {kind.__name__ for kind in placement.WITH_BIAS}:
                 continue
             if placement.input_range(layer) is None:
                 rows.append(Row(path, "bias", FLOAT, "its input has no single trained range; rounded at export"))
