@@ -220,10 +220,10 @@ def test_assignment(cls):
 
 @pytest.mark.parametrize("cls", contract.CASES, ids=lambda cls: cls.__name__)
 def test_attach_and_detach_are_mirror_images(cls):
-    layer = keras.layers.Dense(5, kernel_regularizer="l2", name="target")
+    layer = keras.layers.Dense(5, kernel_regularizer="l2", kernel_constraint="max_norm", name="target")
     layer.build((None, 6))
     kernel, variables, config = layer.kernel, list(layer.variables), layer.get_config()
-    regularizer = kernel.regularizer
+    regularizer, constraint = kernel.regularizer, kernel.constraint
     parametrize(layer, "kernel", contract.CASES[cls].make())
     assert isinstance(layer, keras.layers.Dense)
     assert carriers.base_class(layer) is keras.layers.Dense
@@ -233,6 +233,7 @@ def test_attach_and_detach_are_mirror_images(cls):
     assert layer.get_config() == config
     assert layer.kernel is kernel
     assert kernel.regularizer is regularizer
+    assert kernel.constraint is constraint
     assert [id(v) for v in layer.variables] == [id(v) for v in variables]
     assert not [key for key in layer.__dict__ if "tfcompress" in key]
 

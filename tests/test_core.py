@@ -82,6 +82,31 @@ def test_c02_schedule_longer_than_training():
     assert abs(1 - np.count_nonzero(plain.layers[0].kernel.numpy()) / 64**2 - 0.9 * (1 - 0.8**3)) < 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # what Keras says of every generator's first epoch
+def test_the_length_of_training_counts_from_its_first_epoch():
+    """Epochs before `initial_epoch` are not run; a generator's length is known after its first epoch."""
+    x, y = xy(dense_model())
+
+    def small():
+        return tfcompress.apply(
+            dense_model(), pruning.Magnitude(sparsity=schedules.Linear(0, 0.5, steps=12)), verbose=0
+        )
+
+    with pytest.warns(UserWarning, match=r"will stop at step 4, where it reaches 0\.167"):
+        small().fit(x, y, batch_size=8, epochs=4, initial_epoch=2, verbose=0, callbacks=[tfcompress.Compression()])
+    # Long enough: any warning is an error in these tests.
+    small().fit(x, y, batch_size=8, epochs=8, initial_epoch=2, verbose=0, callbacks=[tfcompress.Compression()])
+    if ON_TF:
+        import tensorflow as tf
+
+        batches = tf.data.Dataset.from_generator(
+            lambda: ((x[:8], y[:8]) for _ in range(2)),
+            output_signature=(tf.TensorSpec((8, 12)), tf.TensorSpec((8, 4))),
+        )
+        with pytest.warns(UserWarning, match=r"will stop at step 6, where it reaches 0\.250"):
+            small().fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=[tfcompress.Compression()])
+
+
 @pytest.mark.parametrize("optimizer", ["momentum", "adam", "adamw"])
 @pytest.mark.paper(11)
 def test_c03_zeros_stay_zero_between_updates(optimizer):

@@ -26,12 +26,6 @@ def autocast(value):
     return value if scope is None else scope.maybe_cast(value)
 
 
-def autocast_dtype(dtype: str) -> str:
-    """The dtype that a float variable of `dtype` shows in the current scope."""
-    scope = get_autocast_scope()
-    return dtype if scope is None or scope.dtype is None else scope.dtype
-
-
 def training_now() -> bool:
     """Whether the layer call that is running is a training call; false outside any call."""
     context = global_state.get_global_attribute("current_call_ctx")

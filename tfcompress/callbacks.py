@@ -105,12 +105,20 @@ class Compression(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._first = self._counted = self._updates()
         self.begin()
-        self._warn_if_too_short((self.params or {}).get("steps"))
+        self._first_epoch: int | None = None
 
-    def _warn_if_too_short(self, steps_per_epoch) -> None:
+    def on_epoch_begin(self, epoch, logs=None):
+        # Only here does Keras say at which epoch training begins (`initial_epoch`).
+        if self._first_epoch is None:
+            self._first_epoch = epoch
+            self._warn_if_too_short((self.params or {}).get("steps"), epoch)
+
+    def _warn_if_too_short(self, steps_per_epoch, epoch: int) -> None:
+        """Compare the schedules with what the epochs from `epoch` on will reach."""
         if not steps_per_epoch:
             return
-        will_reach = self._now + steps_per_epoch * (self.params.get("epochs") or 1) // self._accumulation()
+        left = (self.params.get("epochs") or 1) - epoch
+        will_reach = self._now + steps_per_epoch * left // self._accumulation()
         for name, chain in self._chains:
             for link in chain.links:
                 for argument, schedule in link.schedules():
@@ -141,8 +149,9 @@ class Compression(keras.callbacks.Callback):
         return int(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(optimizer.iterations)))
 
     def on_epoch_end(self, epoch, logs=None):
-        if (self.params or {}).get("steps") is None and epoch == 0:
-            self._warn_if_too_short((self._counted - self._first) * self._accumulation())
+        if (self.params or {}).get("steps") is None and epoch == self._first_epoch:
+            # A generator's length is known after its first epoch, which is counted in the present step already.
+            self._warn_if_too_short((self._counted - self._first) * self._accumulation(), epoch + 1)
         self._sync()
         figures = self.figures()
         means: dict[str, list[float]] = {}

@@ -185,7 +185,7 @@ class Chain:
     def __init__(self, layer, weight: str, raw):
         self.layer, self.weight, self.raw = layer, weight, raw
         self.links: list[Parametrization] = []
-        self.regularizer = raw.regularizer
+        self.regularizer, self.constraint = raw.regularizer, raw.constraint
         self.waiting: list[Parametrization] = []  # not yet initialized from the dense value
         self.view = _keras_compat.fresh_variable_view(EffectiveWeight, raw, {"_chain": self})
 
@@ -288,7 +288,7 @@ class Chain:
         return next((v for v in self.links[0].__dict__.get("variables", []) if v.trainable), None)
 
     def remove(self) -> None:
-        """Undo everything but the value: own variables go, the raw weight and its regularizer come back."""
+        """Undo everything but the value: own variables go, the raw weight, its regularizer and constraint come back."""
         host = self._host()
         if host is not None and isinstance(host.regularizer, ChainPenalty):
             host.regularizer = None
@@ -300,7 +300,7 @@ class Chain:
             link.layer = None
         if self.source:
             _keras_compat.track(self.layer, self.raw)
-        self.raw.regularizer = self.regularizer
+        self.raw.regularizer, self.raw.constraint = self.regularizer, self.constraint
 
 
 class ChainPenalty(keras.regularizers.Regularizer):

@@ -6,6 +6,7 @@ import numpy as np
 import models
 from models import datasets
 from models.experiments import Target, experiment
+from models.experiments._training import accuracy, fit
 from tfcompress import Compression, apply, pruning
 from tfcompress.parametrization import chains
 
@@ -18,15 +19,9 @@ KEPT = {
 }
 
 
-def compile_for(model, rate: float) -> None:
-    """SGD with momentum, as the paper trains; a fresh optimizer each round."""
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(rate, momentum=0.9), loss, jit_compile=True)
-
-
-def accuracy(model, x, y) -> float:
-    """Percent right on test images."""
-    return 100.0 * float(np.mean(model.predict(x, batch_size=500, verbose=0).argmax(-1) == y))
+def sgd(rate: float) -> keras.optimizers.SGD:
+    """SGD with momentum, as the paper trains; a fresh one each round."""
+    return keras.optimizers.SGD(rate, momentum=0.9)
 
 
 def shares(name: str, ratio: float) -> dict[str, float]:
@@ -46,9 +41,8 @@ def shares(name: str, ratio: float) -> dict[str, float]:
 
 def prune(model, sparsity: dict[str, float], x, y, epochs: int, rate: float):
     """One round: cut to a sparsity a layer, retrain the survivors from where they are."""
-    compile_for(model, rate)
     small = apply(model, pruning.Magnitude(sparsity=sparsity), verbose=0)
-    small.fit(x, y, batch_size=128, epochs=epochs, verbose=0, callbacks=[Compression()])
+    fit(small, x, y, epochs, sgd(rate), callbacks=[Compression()])
     return small
 
 
@@ -70,8 +64,7 @@ def measured(model, x_test, y_test, dense: float | None) -> dict[str, float]:
 def rounds(name: str, ratios, x, y, x_test, y_test, dense_epochs: int, epochs: int, rows: dict, log) -> keras.Model:
     """Train dense, then prune in rounds; fills `rows` and returns the dense model."""
     dense = models.build(name)
-    compile_for(dense, 0.05)
-    dense.fit(x, y, batch_size=128, epochs=dense_epochs, verbose=0)
+    fit(dense, x, y, dense_epochs, sgd(0.05))
     rows[f"{name} dense"] = measured(dense, x_test, y_test, None)
     model = dense
     for ratio in ratios:

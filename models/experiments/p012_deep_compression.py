@@ -8,7 +8,8 @@ import keras
 import models
 from models import datasets
 from models.experiments import Target, experiment
-from models.experiments.p011_connections import accuracy, compile_for, prune, shares
+from models.experiments._training import accuracy, fit
+from models.experiments.p011_connections import prune, sgd, shares
 from tfcompress import Compression, apply, codecs, finalize, pruning
 
 
@@ -24,10 +25,9 @@ def file_bytes(name: str, model) -> tuple[int, int]:
 
 def share(name, model, bits, x, y, epochs: int, x_test, y_test, dense: float) -> dict[str, float]:
     """Share weights, train the shared values, write the file: one row."""
-    compile_for(model, 1e-3)
     small = apply(model, pruning.SharedWeights(bits=bits), verbose=0)
     before = accuracy(small, x_test, y_test)
-    small.fit(x, y, batch_size=128, epochs=epochs, verbose=0, callbacks=[Compression()])
+    fit(small, x, y, epochs, sgd(1e-3), callbacks=[Compression()])
     plain = finalize(small, verbose=0)
     found = accuracy(plain, x_test, y_test)
     whole, packed = file_bytes(name, plain)
@@ -45,8 +45,7 @@ def compress(name, x, y, x_test, y_test, epochs, ratios, plans, rows, log) -> No
     """Train, prune in rounds to about 12x, then share at several bit widths."""
     dense_epochs, round_epochs, share_epochs = epochs
     model = models.build(name)
-    compile_for(model, 0.05)
-    model.fit(x, y, batch_size=128, epochs=dense_epochs, verbose=0)
+    fit(model, x, y, dense_epochs, sgd(0.05))
     dense = accuracy(model, x_test, y_test)
     rows[f"{name} dense"] = {"accuracy": dense, "drop": 0.0}
     for ratio in ratios:

@@ -5,7 +5,7 @@ import numpy as np
 
 from models import datasets
 from models.experiments import Target, experiment
-from models.experiments.p011_connections import accuracy
+from models.experiments._training import accuracy, fit
 from models.networks import vgg_small
 from tfcompress import apply, cost, pruning
 from tfcompress.graph.channels import groups
@@ -19,9 +19,7 @@ def train(model, x, y, epochs: int, rate: float) -> None:
     """SGD with momentum; the rate falls to a hundredth along a cosine, or stays when there is one epoch or two."""
     steps = epochs * -(-len(x) // 64)
     schedule = keras.optimizers.schedules.CosineDecay(rate, steps, 0.01) if epochs > 2 else rate
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(schedule, momentum=0.9), loss, jit_compile=True)
-    model.fit(x, y, batch_size=64, epochs=epochs, verbose=0)
+    fit(model, x, y, epochs, keras.optimizers.SGD(schedule, momentum=0.9), batch=64)
 
 
 def by_order(model, layers: dict[str, float], kind: str, seed: int):

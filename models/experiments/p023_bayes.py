@@ -5,6 +5,7 @@ import numpy as np
 
 from models import datasets
 from models.experiments import Target, experiment
+from models.experiments._training import accuracy, fit
 from tfcompress import apply, finalize, pruning
 from tfcompress.core.variational import ScaleMixture
 
@@ -22,11 +23,6 @@ def network(seed: int, dropout: bool, width: int) -> keras.Model:
     return keras.Sequential([*layers, keras.layers.Dense(10, name="logits")])
 
 
-def accuracy(model, x, y) -> float:
-    """Share of right answers, in percent."""
-    return 100.0 * float(np.mean(model.predict(x, batch_size=500, verbose=0).argmax(-1) == y))
-
-
 def by_magnitude(model, fraction: float) -> keras.Model:
     """The comparator: the smallest |mu| of all kernels together set to 0."""
     plain = finalize(model, verbose=0)
@@ -41,9 +37,7 @@ def by_magnitude(model, fraction: float) -> keras.Model:
 
 def train(model, x, y, epochs: int, batch: int = 128) -> None:
     """Adam at 1e-3 on the cross-entropy."""
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=True)
-    model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
+    fit(model, x, y, epochs, keras.optimizers.Adam(1e-3), batch)
 
 
 @experiment(

@@ -5,7 +5,7 @@ import numpy as np
 
 from models import datasets
 from models.experiments import Target, experiment
-from models.experiments.p011_connections import accuracy
+from models.experiments._training import accuracy, fit
 from tfcompress import apply, factorization
 
 RANKS = (64, 32, 16, 8)
@@ -20,9 +20,7 @@ def network() -> keras.Model:
 
 def train(model, x, y, epochs: int, rate: float) -> None:
     """Adam."""
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(rate), loss, jit_compile=True)
-    model.fit(x, y, batch_size=128, epochs=epochs, verbose=0)
+    fit(model, x, y, epochs, keras.optimizers.Adam(rate))
 
 
 @experiment(

@@ -5,6 +5,7 @@ import numpy as np
 
 from models import datasets
 from models.experiments import Target, experiment
+from models.experiments._training import accuracy, fit
 from tfcompress import Method, apply, codecs, finalize, sparsity
 from tfcompress.core.masks import Mask
 from tfcompress.core.signs import SignWeight
@@ -56,9 +57,7 @@ def train(model, x, y, epochs: int, rate: float, batch: int = 128) -> None:
     """Adam with an exponentially decaying learning rate, to a thirtieth at the end."""
     steps = epochs * -(-len(x) // batch)
     schedule = keras.optimizers.schedules.ExponentialDecay(rate, steps, 1 / 30)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(schedule), loss, jit_compile=True)
-    model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
+    fit(model, x, y, epochs, keras.optimizers.Adam(schedule), batch)
 
 
 @experiment(
@@ -103,8 +102,8 @@ def run(seed, quick, full, log):
         model = network(seed, width)
         model = apply(model, methods, verbose=0) if methods else model
         train(model, x, y, epochs, rate)
-        accuracy = 100.0 * float(np.mean(model.predict(x_test, batch_size=500, verbose=0).argmax(-1) == y_test))
-        rows[name] = {"accuracy": accuracy, "drop": rows.get("dense", {"accuracy": accuracy})["accuracy"] - accuracy}
+        right = accuracy(model, x_test, y_test)
+        rows[name] = {"accuracy": right, "drop": rows.get("dense", {"accuracy": right})["accuracy"] - right}
         plain = finalize(model, verbose=0) if methods else model
         kernels = {f"{layer}.kernel": plain.get_layer(layer).kernel.numpy() for layer in HIDDEN}
         rows[name]["connections"] = sum(int(np.count_nonzero(kernel)) for kernel in kernels.values())

@@ -8,7 +8,7 @@ import numpy as np
 
 from models import datasets
 from models.experiments import Target, experiment
-from models.experiments.p011_connections import accuracy
+from models.experiments._training import accuracy, fit
 from models.networks import mobilenet_v2
 from tfcompress import Compression, apply, export, quantization
 
@@ -16,10 +16,8 @@ from tfcompress import Compression, apply, export, quantization
 def train(model, x, y, epochs: int, rate: float, callbacks=()) -> None:
     """Adam, with the rate falling along a cosine."""
     schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-len(x) // 64), 0.02)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # Compiling sixty layers with XLA takes longer than these few epochs.
-    model.compile(keras.optimizers.Adam(schedule), loss, jit_compile=False)
-    model.fit(x, y, batch_size=64, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    fit(model, x, y, epochs, keras.optimizers.Adam(schedule), batch=64, callbacks=callbacks, jit=False)
 
 
 def deployed(path, x, y) -> tuple[float, np.ndarray]:

@@ -42,14 +42,13 @@ def stochastic(value, levels: int, uniform):
 
 
 class Clip(keras.constraints.Constraint):
-    """Keeps a trained weight in [-limit, limit] as long as its parametrization is attached, after any older constraint."""
+    """Keeps a trained weight in [-limit, limit], after any older constraint."""
 
-    def __init__(self, link, limit: float, before=None):
-        self.link, self.limit, self.before = link, limit, before
+    def __init__(self, limit: float, before=None):
+        self.limit, self.before = limit, before
 
     def __call__(self, value):
-        value = value if self.before is None else self.before(value)
-        return value if self.link.layer is None else keras.ops.clip(value, -self.limit, self.limit)
+        return keras.ops.clip(value if self.before is None else self.before(value), -self.limit, self.limit)
 
 
 class SignWeight(Parametrization):
@@ -82,7 +81,7 @@ class SignWeight(Parametrization):
         if self.stochastic:
             self.draw = track_draw(self, self.seed)
         raw = self.chain.raw
-        raw.constraint = Clip(self, self.limit, raw.constraint)
+        raw.constraint = Clip(self.limit, raw.constraint)
 
     def initialize(self, value):
         if not self.chain.source:
