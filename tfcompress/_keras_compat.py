@@ -337,3 +337,9 @@ def compile_like(new, old) -> None:
         steps_per_execution=old.steps_per_execution,
         jit_compile=old.jit_compile,
     )
+
+
+def input_structure(model):
+    """The structure in which a graph model takes its inputs; None for a subclassed model."""
+    graph = functional(model)
+    return None if graph is None else graph._inputs_struct

@@ -75,7 +75,7 @@ _IMPORT = Annotated[
 ]
 _SCALE = Annotated[float, typer.Option(help="Factor for the pixels 0..255 of image files, e.g. 0.00392157.")]
 _MODEL = Annotated[pathlib.Path, typer.Argument(metavar="MODEL", help="A .keras file.")]
-_BOUNDARY = "Type of the ends of integer files: float32, int8, uint8 (int16 for int16x8)."
+_BOUNDARY = "Type of the ends of integer files: float32 (the default where the target takes it), int8, uint8 (int16 for int16x8)."
 _TARGET = "Whose rules the file obeys: xnnpack, gpu, nnapi, edgetpu, tflm, tflm-legacy."
 
 
@@ -169,7 +169,7 @@ def export(
     out: Annotated[pathlib.Path, typer.Option(help="The .tflite file to write.")],
     precision: Annotated[str, typer.Option(help="float32, float16, dynamic, int8, int16x8 or int4.")] = "float32",
     data: Annotated[str | None, typer.Option(help="Calibration inputs. " + _DATA)] = None,
-    boundary: Annotated[str, typer.Option(help=_BOUNDARY)] = "float32",
+    boundary: Annotated[str | None, typer.Option(help=_BOUNDARY)] = None,
     target: Annotated[str, typer.Option(help=_TARGET)] = "xnnpack",
     batch: Annotated[int, typer.Option(min=1, help="The file's fixed batch size.")] = 1,
     sparse: Annotated[

@@ -29,7 +29,7 @@ def export(
     out: pathlib.Path,
     data: str | None,
     *,
-    boundary: str,
+    boundary: str | None,
     target: str,
     batch: int,
     sparse: bool,
@@ -43,7 +43,7 @@ def export(
 
     models.suffix_check(model)
     if precision not in PRECISIONS or target not in TARGETS:
-        check_request(target_of(target), precision, boundary)
+        check_request(target_of(target), precision, boundary or "float32")
     if out.suffix != ".tflite":
         raise UsageError(f"--out has to be called .tflite; it is {out}.")
     models.import_modules(modules)

@@ -4,6 +4,7 @@ from tfcompress.export.convert import convert, tflite
 from tfcompress.export.inspect import FileInfo, inspect
 from tfcompress.export.reports import ExportReport, VerifyReport
 from tfcompress.export.runner import Runner
+from tfcompress.export.sparse_rules import SparseRules, sparse_inference
 from tfcompress.export.targets import MEANING, PRECISIONS, TARGETS
 from tfcompress.export.verify import verify
 from tfcompress.export.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
@@ -15,6 +16,7 @@ __all__ = [
     "ExportReport",
     "FileInfo",
     "Runner",
+    "SparseRules",
     "VerifyReport",
     "Worker",
     "WorkerCrash",
@@ -22,6 +24,7 @@ __all__ = [
     "WorkerTimeout",
     "convert",
     "inspect",
+    "sparse_inference",
     "tflite",
     "verify",
 ]

@@ -46,15 +46,19 @@ def stock(saved_model: str, out: str, precision: str, data: str) -> dict:
     return {}
 
 
-def rebuild(keras_file: str, saved_model: str, batch: int) -> dict:
-    """A saved .keras file -> SavedModel, on this process's TensorFlow backend, whatever backend trained it."""
+def rebuild(keras_file: str, saved_model: str, inputs: list, outputs: list) -> dict:
+    """A saved .keras file -> SavedModel, on this process's TensorFlow backend, whatever backend trained it.
+
+    `inputs` and `outputs` are a signature's (name, shape, dtype) triples and names.
+    """
     import keras
 
     import tfcompress  # noqa: F401  its layers have to be registered before loading
     from tfcompress.export import savedmodel
 
     model = keras.saving.load_model(keras_file, compile=False)
-    savedmodel.write(model, savedmodel.signature(model, None, batch), saved_model)
+    ports = tuple(savedmodel.Port(name, tuple(shape), dtype) for name, shape, dtype in inputs)
+    savedmodel.write(model, savedmodel.Signature(ports, tuple(outputs)), saved_model)
     return {}
 
 

@@ -124,7 +124,7 @@ def integer(session: Session, options: Options, collapse: bool) -> Built:
         counts,
         weights,
         list(dict.fromkeys(listed)),
-        notes + more + trained.notes,
+        (session.unlike_training if calibrated else []) + notes + more + trained.notes,
     )
 
 

@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from tfcompress.errors import CompressionError
+from tfcompress.export import runtimes, sparse_rules, targets
 from tfcompress.export import sparse as sparsity
-from tfcompress.export import targets
 from tfcompress.export.build import INTEGER, Built, Options, floating, integer
 from tfcompress.export.flatbuffer import Graph
 from tfcompress.export.readback import Expected, read_back
@@ -51,7 +51,7 @@ def convert(
     files: dict,
     *,
     calibration=None,
-    boundary: str = "float32",
+    boundary: str | None = None,
     batch: int = 1,
     target: str = "xnnpack",
     samples=None,
@@ -75,8 +75,8 @@ def convert(
         model: a built Keras model. files: {path: precision}.
         calibration: typical inputs, samples first: an array, a list or dict of arrays, or batches; needed for integer
             activations that have no trained range. At most a few hundred samples pay.
-        boundary: type of the ends of integer files: "float32", "int8", "uint8", "int16" (int16x8 only); float files keep
-            float32. batch: the fixed batch size.
+        boundary: type of the ends of integer files: "float32", "int8", "uint8", "int16" (int16x8 only); by default float32,
+            or what the target takes. Float files keep float32. batch: the fixed batch size.
         target: whose rules the files obey: "xnnpack", "gpu", "nnapi", "edgetpu", "tflm", "tflm-legacy".
         samples: inputs for matching and verification (the first 512); by default the calibration data.
         record: trained grids and ranges, by default those on the model.
@@ -120,7 +120,7 @@ def _plans(files, boundary, preset: Target, strict, sparse, percentile, per_tens
     per_tensor = preset.per_tensor_dense if per_tensor_dense is None else per_tensor_dense
     plans = {}
     for path, precision in files.items():
-        own = boundary if precision in INTEGER else "float32"
+        own = targets.boundary_of(preset, boundary) if precision in INTEGER else "float32"
         targets.check_request(preset, precision, own)
         if sparse:
             sparsity.check_offered(precision)
@@ -156,9 +156,7 @@ def _build(session: Session, options: Options) -> Built:
         built.notes.append(
             f"{len(names)} weights stored sparse: {len(built.data):,} bytes, {dense:,} dense; no faster on x86"
         )
-        built.notes += [
-            f"not on XNNPACK's sparse kernels on Arm: {reason}" for reason in sparsity.arm_rules(built.data)[:3]
-        ]
+        built.notes.append(str(sparse_rules.arm_rules(built.data)))
         problem = _smoke(session, built.data, options.strict)
         if problem:
             raise CompressionError(f"sparse=True is not possible for this {options.precision} file: {problem}")
@@ -202,6 +200,8 @@ def _finish(
         fallbacks=session.fallbacks + built.fallbacks,
         notes=session.notes + built.notes,
         seconds={**session.seconds, "this file": seconds},
+        runs_from=runtimes.oldest(Graph(built.data))[0],
+        free_batch=session.free_batch,
     )
     if check and not Graph(built.data).custom():
         start = time.perf_counter()
@@ -227,6 +227,7 @@ def _verified(session: Session, path, options: Options, built: Built, simulated)
         layers=built.source.layers,
         origins=built.source.origins,
         feed=session.normalisation.raw if built.prepended else None,
+        random=not session.has_samples,
     )
     # Outputs that were given are of all samples; else some hundred show what there is to see.
     given = in_integers and simulated is not None and not callable(simulated)

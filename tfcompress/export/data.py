@@ -85,16 +85,30 @@ def _from_batches(data, ports, what: str) -> list[np.ndarray]:
 
 def _fit(array: np.ndarray, port: Port, what: str) -> np.ndarray:
     shape = port.shape[1:]
-    if array.shape[1:] != shape:
+    fits = len(array.shape) == len(port.shape) and all(
+        w in (None, n) for n, w in zip(array.shape[1:], shape, strict=True)
+    )
+    if not fits:
         hint = ""
         if array.shape == shape:
             hint = " Samples go along a first axis: pass x[None]."
         elif array.shape[1:] + (1,) == shape:
             hint = " Add the channel axis: x[..., None]."
         raise CompressionError(
-            f"{what} for input {port.name!r} has shape {array.shape}; expected (samples, {str(shape)[1:]}.{hint}"
+            f"{what} for input {port.name!r} has shape {array.shape}; expected (samples, {_text(shape)}).{hint}"
         )
+    if port.dtype == "int32" and array.dtype.kind in "iu" and array.size:
+        limits = np.iinfo(np.int32)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise CompressionError(
+                f"{what} for input {port.name!r} holds {int(array.max())}, and a file's integers end at {limits.max}. Map the ids to "
+                "smaller ones (a hash or a table) before the model."
+            )
     return array.astype(port.dtype)
+
+
+def _text(shape: tuple) -> str:
+    return ", ".join("any" if size is None else str(size) for size in shape)
 
 
 def batches(arrays: list[np.ndarray], batch: int, most: int | None = None) -> list[list[np.ndarray]]:

@@ -136,7 +136,7 @@ class Graph:
     def set_constant(self, tensor: int, values: np.ndarray) -> None:
         """Store new values for a tensor, in a buffer of its own; the dtype gives the type."""
         t = self.tensors[tensor]
-        t.buffer, t.type = self._buffer(values), _TYPES[str(values.dtype)]
+        t.buffer, t.type = self.add_buffer(values), _TYPES[str(values.dtype)]
         t.shape = np.asarray(values.shape, np.int32)
 
     def add_tensor(self, name: str, shape, kind: int, values: np.ndarray | None = None, quantization=None) -> int:
@@ -144,7 +144,7 @@ class Graph:
         schema = litert.schema()
         t = schema.TensorT()
         t.name, t.shape, t.type, t.quantization = name.encode(), np.asarray(shape, np.int32), kind, quantization
-        t.buffer = 0 if values is None else self._buffer(values)
+        t.buffer = 0 if values is None else self.add_buffer(values)
         # Schema 3 tells scalars from unknown shapes by this flag.
         t.hasRank = True
         self.tensors.append(t)
@@ -221,7 +221,8 @@ class Graph:
         builder.Finish(self.model.Pack(builder), file_identifier=_IDENTIFIER)
         return bytes(builder.Output())
 
-    def _buffer(self, values: np.ndarray) -> int:
+    def add_buffer(self, values: np.ndarray) -> int:
+        """Append a buffer that holds an array, and return its index."""
         buffer = litert.schema().BufferT()
         buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
         self.model.buffers.append(buffer)

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfcompress.export import match
 from tfcompress.export.flatbuffer import Graph
+from tfcompress.export.runtimes import stamp
 from tfcompress.export.savedmodel import Signature
 
 _ROLES = {
@@ -42,8 +43,9 @@ def tidy(data: bytes, ports: Signature) -> tuple[bytes, dict[str, str]]:
             origins[name] = view.name(index)
             tensor.name = name.encode()
         view.subgraph.name = b"main" if view.index == 0 else f"subgraph{view.index}".encode()
-    # Holds the converter's environment; the minimum runtime version stays.
-    graph.model.metadata = [m for m in graph.model.metadata or [] if m.name == b"min_runtime_version"]
+    # The rest holds the converter's environment.
+    graph.model.metadata = []
+    stamp(graph)
     graph.model.description = b"tfcompress"
     return graph.to_bytes(share=False), origins
 

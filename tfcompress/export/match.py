@@ -87,6 +87,8 @@ def _distance(a: list[_Value], b: list[_Value]) -> float | None:
         if one.means is None or other.means is None or one.flat.size != other.flat.size:
             return None
         top = max(one.top, other.top)
+        if not (np.isfinite(one.top) and np.isfinite(other.top)):
+            return None
         if abs(one.top - other.top) > _TOLERANCE * top or (np.abs(one.means - other.means) > _TOLERANCE * top).any():
             return None
         if top == 0.0:

@@ -36,6 +36,7 @@ class TensorError:
     Args:
         tensor: its name. layer: the Keras operation that computes it, when known. step: its scale. largest: largest error.
         relative: largest error over the float tensor's range. clipped: share of the float values outside its range.
+        range: smallest and largest value that its codes stand for. seen: of the float tensor on the samples.
     """
 
     tensor: str
@@ -44,6 +45,8 @@ class TensorError:
     largest: float
     relative: float
     clipped: float
+    range: tuple[float, float] = (0.0, 0.0)
+    seen: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclasses.dataclass
@@ -57,7 +60,8 @@ class VerifyReport:
         census: operators, multiply-accumulates, float remains. gpu: {"compatible", "reasons", "checked_by"}.
         target: {"name", "refusals", "checked_by"}. read_back: {"ranges", "weights": how many equal the trained ones}.
         normalization_left: MUL or ADD operators that stem from a batch normalization. tensors: errors tensor by tensor.
-        warnings: sentences.
+        warnings: sentences. runs_from: the first TensorFlow Lite release that has every operator of the file, and the
+            operator that demands it in `demanded_by`.
     """
 
     path: str
@@ -75,6 +79,8 @@ class VerifyReport:
     normalization_left: list[str]
     tensors: list[TensorError]
     warnings: list[str]
+    runs_from: str = ""
+    demanded_by: str = ""
 
     @property
     def max_error(self) -> float:
@@ -115,6 +121,8 @@ class ExportReport:
         ranges: {"trained", "fixed or tied", "calibrated": numbers of tensors}. weights: {"trained", "by extremes"}.
         calibrated: tensors whose range came from calibration although others were trained. fallbacks: what was tried and
             given up. notes: what the user should know. seconds: {phase: time}. verification: None with verify=False.
+        runs_from: the first TensorFlow Lite release that has every operator of the file. free_batch: whether the model
+            takes any batch, where the file takes `batch`.
     """
 
     path: str
@@ -131,6 +139,8 @@ class ExportReport:
     notes: list[str]
     seconds: dict[str, float]
     verification: VerifyReport | None = None
+    runs_from: str = ""
+    free_batch: bool = False
 
     def to_dict(self) -> dict:
         """Plain numbers and strings, for JSON."""
@@ -171,7 +181,13 @@ def _export_table(report: ExportReport):
     rows = [
         ("file", f"{report.path} ({report.size:,} bytes)"),
         ("precision", f"{report.precision}: {report.meaning}"),
-        ("boundary, batch, target", f"{report.boundary}, {report.batch}, {report.target}"),
+        ("boundary, target", f"{report.boundary}, {report.target}"),
+        (
+            "batch",
+            f"{report.batch}"
+            + (" (any in the model: batch= or --batch makes a file for another)" if report.free_batch else ""),
+        ),
+        ("runs from runtime", "" if report.verification else f"{report.runs_from} on"),
         ("ranges", ", ".join(f"{n} {kind}" for kind, n in report.ranges.items() if n)),
         ("weights", ", ".join(f"{n} {kind}" for kind, n in report.weights.items() if n)),
         ("range by calibration, not trained", ", ".join(report.calibrated)),
@@ -186,6 +202,9 @@ def _export_table(report: ExportReport):
 def _verify_table(report: VerifyReport):
     census = report.census
     rows = [("file", f"{report.path} ({report.size:,} bytes)"), ("run by", report.runtime)]
+    if report.runs_from:
+        demand = f" (for {report.demanded_by})" if report.demanded_by else ""
+        rows.append(("runs from runtime", f"{report.runs_from} on{demand}; by the format's table of operators"))
     rows += [("with XNNPACK, without", ", ".join(f"{k}: {v}" for k, v in report.runs.items()))]
     for o in report.outputs:
         text = f"largest error {o.largest:.3g} ({o.relative:.2%} of the range), mean {o.mean:.3g}"
@@ -206,7 +225,8 @@ def _verify_table(report: VerifyReport):
         ("GPU delegate", _gpu_line(report.gpu)),
         (
             f"target {report.target['name']}",
-            "; ".join(report.target["refusals"]) or f"accepts it ({report.target['checked_by']})",
+            f"{'refuses ' + '; '.join(report.target['refusals']) if report.target['refusals'] else 'accepts it'} "
+            f"(checked by {report.target['checked_by']})",
         ),
         ("read back", ", ".join(f"{n} {kind} as trained" for kind, n in report.read_back.items() if n)),
         ("worst tensors", "\n".join(_tensor_line(t) for t in sorted(report.tensors, key=lambda t: -t.relative)[:3])),

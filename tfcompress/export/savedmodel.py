@@ -16,10 +16,10 @@ from tfcompress.export.worker import Worker, WorkerError
 
 @dataclasses.dataclass(frozen=True)
 class Port:
-    """An input or output of the file: its Keras name, its shape with the batch, its dtype."""
+    """An input or output of the file: its Keras name, its shape with the batch (None where the model leaves it free), its dtype."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple
     dtype: str
 
 
@@ -35,15 +35,16 @@ class Signature:
     outputs: tuple[str, ...]
 
 
-def signature(model, samples, batch: int) -> Signature:
-    """The signature that the file will have.
+def signature(model, samples, batch: int, trained: bool = False) -> Signature:
+    """The signature that the file will have; sizes that the model leaves free are None until `fixed` knows the data.
 
     Args:
         model: a built Keras model. samples: arrays in the order of the inputs, needed where the model does not know its
-            own input shapes (a subclassed model). batch: the fixed batch size.
+            own input shapes (a subclassed model). batch: the fixed batch size. trained: whether quantization-aware training
+            has split activations off layers.
 
     Raises:
-        CompressionError: the model is not built, or a dimension other than the batch is None.
+        CompressionError: the model is not built, or an input is of a kind that no file takes.
     """
     if not getattr(model, "built", False):
         raise CompressionError(
@@ -52,7 +53,10 @@ def signature(model, samples, batch: int) -> Signature:
         )
     tensors = _keras_compat.model_inputs(model)
     if tensors is not None:
-        named = [(t.name, tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for t in tensors]
+        names = _input_names(model, tensors)
+        named = [
+            (n, tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for n, t in zip(names, tensors, strict=True)
+        ]
     elif samples:
         call = [p for p in inspect.signature(model.call).parameters if p not in ("training", "mask", "self")]
         names = call if len(call) == len(samples) else [f"input_{i}" for i in range(len(samples))]
@@ -63,25 +67,63 @@ def signature(model, samples, batch: int) -> Signature:
         )
     ports = []
     for name, shape, dtype in named:
-        unknown = [axis for axis, size in enumerate(shape) if size is None and axis > 0]
-        if unknown or not shape:
+        if not shape:
             raise CompressionError(
-                f"Input {name!r} of model {model.name!r} has shape {tuple(shape)}: dimension {unknown or 'batch'} is unknown, "
-                "and phones need fixed shapes. Rebuild the model with every dimension but the batch fixed."
+                f"Input {name!r} of model {model.name!r} is a single number; a file needs a batch axis."
             )
-        if dtype in ("string", "float64", "complex64"):
-            raise CompressionError(
-                f"Input {name!r} of model {model.name!r} has dtype {dtype}, which a .tflite input cannot be."
-            )
-        ports.append(
-            Port(
-                name,
-                (batch, *(int(n) for n in shape[1:])),
-                "float32" if dtype.startswith(("float", "bfloat")) else dtype,
-            )
-        )
+        ports.append(Port(name, (batch, *shape[1:]), _dtype(model, name, dtype)))
     _check_batch(model, named, batch)
-    return Signature(tuple(_unique(ports)), tuple(_output_names(model, ports)))
+    return Signature(tuple(_unique(ports)), tuple(_output_names(model, ports, trained)))
+
+
+def _dtype(model, name: str, dtype: str) -> str:
+    """The type of a file's input for a Keras input of type `dtype`."""
+    if dtype == "string":
+        raise CompressionError(
+            f"Input {name!r} of model {model.name!r} is text, and a .tflite file takes numbers. Export the part behind the "
+            "text's preprocessing (TextVectorization, StringLookup, ...), with an integer input for the ids."
+        )
+    if dtype.startswith("complex") or dtype in ("uint32", "uint64"):
+        raise CompressionError(
+            f"Input {name!r} of model {model.name!r} has dtype {dtype}, which a .tflite input cannot be. Give the model an "
+            "input of float32 or int32."
+        )
+    if dtype.startswith(("float", "bfloat")):
+        return "float32"
+    # Delegates and phones' runtimes index with 32 bits.
+    return "int32" if dtype in ("int64", "int16", "uint16") else dtype
+
+
+def fixed(model, ports: Signature, arrays: list[np.ndarray] | None) -> tuple[Signature, list[str]]:
+    """The signature with the sizes that the model leaves free taken from the data, and a sentence on each.
+
+    Raises:
+        CompressionError: there is no data to take them from.
+    """
+    made, notes = [], []
+    for i, port in enumerate(ports.inputs):
+        free = [axis for axis, size in enumerate(port.shape) if size is None]
+        if free and arrays is None:
+            raise CompressionError(
+                f"Input {port.name!r} of model {model.name!r} has shape {(None, *port.shape[1:])}: dimension {free} is unknown, and "
+                "phones need fixed shapes. Pass samples of the size that the phone will feed (calibration= or samples=), or "
+                "rebuild the model with every dimension but the batch fixed."
+            )
+        if free and arrays is not None:
+            port = dataclasses.replace(port, shape=(port.shape[0], *arrays[i].shape[1:]))
+            notes.append(
+                f"input {port.name!r} has free sizes in the model; the file takes {port.shape}, as the samples have"
+            )
+        made.append(port)
+    return Signature(tuple(made), ports.outputs), notes
+
+
+def _input_names(model, tensors) -> list[str]:
+    """The keys under which a model takes its inputs: those of its dict, else the input layers' names."""
+    structure = _keras_compat.input_structure(model)
+    if isinstance(structure, dict) and len(structure) == len(tensors):
+        return keras.tree.flatten({key: key for key in structure})
+    return [t.name for t in tensors]
 
 
 def _check_batch(model, named, batch: int) -> None:
@@ -92,18 +134,34 @@ def _check_batch(model, named, batch: int) -> None:
             )
 
 
-def _output_names(model, ports: list[Port]) -> list[str]:
+def _output_names(model, ports: list[Port], trained: bool) -> list[str]:
     """Dictionary keys where the model returns a dict, else the names of the output layers."""
     structure = _keras_compat.output_structure(model)
     if structure is None:
         structure = _keras_compat.call_with_list(model, [np.zeros(p.shape, p.dtype) for p in ports])
         names = [f"output_{i}" for i in range(len(keras.tree.flatten(structure)))]
     else:
-        names = [_keras_compat.operation_of(t).name for t in keras.tree.flatten(structure)]
+        names = [_name_of_end(_keras_compat.operation_of(t), trained) for t in keras.tree.flatten(structure)]
     if isinstance(structure, dict) and len(structure) == len(names):
         # The order in which keras.tree flattens a dict.
         names = keras.tree.flatten({key: key for key in structure})
     return [name if names.index(name) == i else f"{name}_{names[:i].count(name)}" for i, name in enumerate(names)]
+
+
+def _name_of_end(operation, trained: bool) -> str:
+    """An output's name: of the user's layer where quantization-aware training split that layer's activation off.
+
+    The split-off activation is called "<layer>_<activation>".
+    """
+    nodes = _keras_compat.inbound_nodes(operation)
+    if not trained or not isinstance(operation, keras.layers.Activation) or not nodes:
+        return operation.name
+    before = _keras_compat.operation_of(nodes[-1].input_tensors[0])
+    applied = getattr(operation.activation, "__name__", "function")
+    split = (
+        operation.name == f"{before.name}_{applied}" and getattr(before, "activation", None) is keras.activations.linear
+    )
+    return before.name if split else operation.name
 
 
 def _unique(ports: list[Port]) -> list[Port]:
@@ -155,7 +213,12 @@ def prepare(model, ports: Signature, folder: pathlib.Path, worker: Worker, timeo
             model.save(path)
         try:
             worker.request(
-                "rebuild", timeout, keras_file=str(path), saved_model=str(folder), batch=ports.inputs[0].shape[0]
+                "rebuild",
+                timeout,
+                keras_file=str(path),
+                saved_model=str(folder),
+                inputs=[dataclasses.astuple(port) for port in ports.inputs],
+                outputs=ports.outputs,
             )
         except WorkerError as error:
             raise CompressionError(
@@ -166,8 +229,19 @@ def prepare(model, ports: Signature, folder: pathlib.Path, worker: Worker, timeo
 
 
 def float32_twin(model):
-    """The model itself, or under a mixed-precision policy a copy that computes in float32 (weights are float32 anyway)."""
-    if all(layer.compute_dtype in (None, "float32") for layer in _keras_compat.flat_layers(model)):
+    """The model itself, or under another dtype policy a copy with the same weights that computes in float32.
+
+    Raises:
+        CompressionError: Keras quantized a layer of it, or it cannot be rebuilt.
+    """
+    layers = _keras_compat.flat_layers(model)
+    quantized = [layer.name for layer in layers if getattr(layer, "quantization_mode", None)]
+    if quantized:
+        raise CompressionError(
+            f"Layers {', '.join(quantized[:5])} of model {model.name!r} were quantized by Keras's own quantize(), whose integer "
+            "products the converter has no kernel for. Export the model from before quantize(), with precision='int8' or 'int4'."
+        )
+    if all(layer.compute_dtype in (None, "float32") for layer in layers):
         return model
     return _twin(model, lambda key, value: "float32" if key == "dtype" and _is_policy(value) else value)
 
@@ -184,7 +258,7 @@ def unrolled_twin(model):
 
 def _is_policy(value) -> bool:
     name = value.get("config", {}).get("name") if isinstance(value, dict) else value
-    return isinstance(name, str) and (name.startswith("mixed_") or name in ("float16", "bfloat16"))
+    return isinstance(name, str) and (name.startswith("mixed_") or name in ("float16", "bfloat16", "float64"))
 
 
 def _twin(model, change):
@@ -204,10 +278,10 @@ def _twin(model, change):
     except Exception as error:
         raise CompressionError(
             f"Model {model.name!r} cannot be rebuilt from its config, which this export needs "
-            f"(to unroll recurrent layers or to leave mixed precision): {error}"
+            f"(to unroll recurrent layers, or to compute in float32): {error}"
         ) from error
     for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
-        if not np.array_equal(a, b, equal_nan=True):
+        if not np.array_equal(np.asarray(a, b.dtype), b, equal_nan=True):
             raise CompressionError(
                 f"A copy of model {model.name!r} came out with other weights; its config does not describe it."
             )

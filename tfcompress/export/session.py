@@ -12,12 +12,13 @@ import numpy as np
 
 from tfcompress import _keras_compat
 from tfcompress.errors import CompressionError
-from tfcompress.export import calibrate, floatfile, match, points, rewrite, savedmodel
+from tfcompress.export import calibrate, floatfile, likeness, match, points, rewrite, savedmodel
 from tfcompress.export.data import as_inputs, batches, random_inputs
 from tfcompress.export.flatbuffer import Graph
 from tfcompress.export.normalise import Normalisation
 from tfcompress.export.savedmodel import Signature
 from tfcompress.export.worker import Worker, WorkerError
+from tfcompress.graph.rebuild import rebuild
 from tfcompress.method import deployable
 
 _PROBES = 4
@@ -71,27 +72,56 @@ class Session:
         plain, own = deployable(model, force)
         self.attached = model if plain is not model else None
         self.record = own if record is None else record
+        _check_size(plain)
         self.plain = savedmodel.float32_twin(plain)
-        first = (
-            as_inputs(samples if samples is not None else calibration, None, "samples")
-            if _needs_shapes(plain, samples, calibration)
-            else None
-        )
-        self.ports: Signature = savedmodel.signature(self.plain, first, batch)
+        if self.plain is not plain:
+            self.notes.append(f"the model computes in {_computes_in(plain)} in Keras; the file computes in float32")
         self.batch = batch
-        self.calibration = None if calibration is None else as_inputs(calibration, self.ports.inputs, "calibration")
-        given = samples if samples is not None else self.calibration
+        self.ports, self.calibration, given = self._ends(samples, calibration)
         if given is None:
             self.notes.append("no samples were given: probes and verification ran on random inputs")
-        self.samples = (
-            random_inputs(self.ports.inputs, 16 * batch)
-            if given is None
-            else as_inputs(given, self.ports.inputs, "samples")
-        )
+        self.samples = random_inputs(self.ports.inputs, 16 * batch) if given is None else given
         self.has_samples = given is not None
+        tensors = _keras_compat.model_inputs(self.plain)
+        self.free_batch = tensors is None or any(t.shape[0] is None for t in tensors)
         self.normalisation = Normalisation.of(normalisation, self.ports)
         self._float_files: dict[tuple[bool, bool, bool], FloatFile] = {}
         self._statistics: dict[tuple[bool, bool, float | None], calibrate.Statistics] = {}
+
+    def _ends(self, samples, calibration) -> tuple[Signature, list | None, list | None]:
+        """The file's ends with fixed sizes, the calibration data and the samples (or the former in their place)."""
+        first = None
+        if _keras_compat.model_inputs(self.plain) is None and not (samples is None and calibration is None):
+            first = as_inputs(samples if samples is not None else calibration, None, "samples")
+            # Batches that a generator yields come once.
+            samples, calibration = (first, calibration) if samples is not None else (None, first)
+        ports = savedmodel.signature(self.plain, first, self.batch, trained=bool(self.record))
+        fed = None if calibration is None else as_inputs(calibration, ports.inputs, "calibration")
+        given = fed if samples is None else as_inputs(samples, ports.inputs, "samples")
+        ports, notes = savedmodel.fixed(self.plain, ports, given)
+        if notes:
+            shapes = zip(_keras_compat.model_inputs(self.plain) or [], ports.inputs, strict=False)
+            sizes = {t.name: (t.shape[0], *port.shape[1:]) for t, port in shapes}
+            self.plain = rebuild(self.plain, input_shapes=sizes)
+        self.notes += notes + [
+            f"input {name!r} is {dtype} in Keras and int32 in the file" for name, dtype in _narrowed(self.plain, ports)
+        ]
+        if fed is not None and samples is not None:
+            as_inputs(fed, ports.inputs, "calibration")  # sizes that the samples fixed hold for it too
+        return ports, fed, given
+
+    @functools.cached_property
+    def unlike_training(self) -> list[str]:
+        """What batch normalization says of the calibration data, where it was trained on something else."""
+        layers = _keras_compat.flat_layers(self.plain)
+        if self.calibration is None or not any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers):
+            return []
+        if _keras_compat.functional(self.plain) is None:
+            return []
+        count = _PROBES if self.free_batch and self.batch == 1 else self.batch
+        values = points.capture(self.plain, batches(self.calibration, count, count)[0])
+        sentence = likeness.of_normalizations(self.plain, values)
+        return [sentence] if sentence else []
 
     def float_file(self, unrolled: bool, prepended: bool, integers: bool = False) -> FloatFile:
         """The float file, converted at most once in each form.
@@ -152,11 +182,6 @@ class Session:
             return floatfile.tidy(out.read_bytes(), self.ports)[0]
 
     def _convert(self, unrolled: bool, prepended: bool) -> FloatFile:
-        size = sum(int(np.prod(w.shape)) * 4 for w in self.plain.weights)
-        if size > _LARGEST:
-            raise CompressionError(
-                f"Model {self.plain.name!r} has {size / 2**30:.1f} GiB of float weights; a .tflite file ends at 2 GiB."
-            )
         with tempfile.TemporaryDirectory(prefix="tfcompress-") as scratch:
             folder, out = pathlib.Path(scratch, "saved_model"), pathlib.Path(scratch, "float.tflite")
             with self._timed("saved model"):
@@ -213,8 +238,29 @@ class _Timer:
         self._seconds[self._what] = self._seconds.get(self._what, 0.0) + time.perf_counter() - self._start
 
 
-def _needs_shapes(model, samples, calibration) -> bool:
-    return _keras_compat.model_inputs(model) is None and not (samples is None and calibration is None)
+def _check_size(model) -> None:
+    size = sum(int(np.prod(w.shape)) * 4 for w in model.weights)
+    if size > _LARGEST:
+        raise CompressionError(
+            f"Model {model.name!r} has {size / 2**30:.1f} GiB of float32 weights, and a .tflite file ends at 2 GiB (an integer file "
+            "is made from a float one). Export it in parts, each a model of its own, or make it smaller first."
+        )
+
+
+def _computes_in(model) -> str:
+    names = {
+        layer.dtype_policy.name
+        for layer in _keras_compat.flat_layers(model)
+        if layer.compute_dtype not in (None, "float32")
+    }
+    return ", ".join(sorted(names))
+
+
+def _narrowed(model, ports: Signature) -> list[tuple[str, str]]:
+    """(name, Keras dtype) of the inputs that are wider integers in Keras than in the file."""
+    tensors = _keras_compat.model_inputs(model) or []
+    pairs = [(port, keras.backend.standardize_dtype(t.dtype)) for port, t in zip(ports.inputs, tensors, strict=False)]
+    return [(port.name, dtype) for port, dtype in pairs if dtype == "int64" and port.dtype == "int32"]
 
 
 def explain(error: WorkerError) -> str:

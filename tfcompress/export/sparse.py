@@ -1,7 +1,7 @@
 """Sparse files: weights that are mostly zeros stored as positions and values, expanded by DENSIFY when the graph is prepared.
 
 This saves bytes. It saves no time on x86 (XNNPACK's sparse kernels are off where AVX exists), and on Arm only where
-`arm_rules` holds. Dynamic-range files cannot be sparse: the runtime refuses them ("failed to delegate CONV_2D").
+the rules of `sparse_rules` hold. Dynamic-range files cannot be sparse: the runtime refuses them ("failed to delegate CONV_2D").
 """
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from tfcompress.errors import CompressionError
 from tfcompress.export import litert
 from tfcompress.export.flatbuffer import FLOAT16, FLOAT32, INT8, Graph
+from tfcompress.export.runtimes import stamp
 
 _PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 # DENSIFY, its tensor and the sparsity table cost about this much.
@@ -62,6 +63,7 @@ def sparsify(data: bytes) -> tuple[bytes, list[str]]:
             "sparse=True gains nothing here: no weight has zeros enough to be smaller as positions and values. Prune it first."
         )
     graph.subgraph.operators = expanding + graph.operators
+    stamp(graph)
     result = graph.to_bytes()
     if len(result) >= len(data):
         raise CompressionError(f"sparse=True gains nothing here: {len(result):,} bytes against {len(data):,} dense.")
@@ -148,49 +150,3 @@ def _vector(numbers: np.ndarray):
     vector = getattr(schema, f"{name}T")()
     vector.values = numbers.astype(dtype)
     return getattr(schema.SparseIndexVector, name), vector
-
-
-def arm_rules(data: bytes) -> list[str]:
-    """What keeps a float file from XNNPACK's sparse kernels on Arm, in words; empty if nothing does.
-
-    The rules (XNNPACK delegate README, "Sparse Inference", read November 2026; not run on a device): the network begins
-    with a 3x3 convolution of stride 2 on 3 channels, its other convolutions are 1x1 with at least two thirds zeros or
-    depthwise 3x3 or 5x5, and it ends in a mean or DEPTH_TO_SPACE; in float.
-    """
-    graph = Graph(data)
-    problems = []
-    convolutions = [op for op in graph.operators if graph.kind(op) == "CONV_2D"]
-    if not convolutions:
-        return ["there is no convolution"]
-    stem, *others = convolutions
-    if graph.tensors[int(stem.inputs[0])].type != FLOAT32:
-        problems.append("the activations are not float32")
-    shape = graph.shape(int(stem.inputs[1]))
-    if shape[1:] != (3, 3, 3) or (stem.builtinOptions.strideH, stem.builtinOptions.strideW) != (2, 2):
-        problems.append("the first convolution is not 3x3 with stride 2 on 3 channels")
-    for op in others:
-        name, shape = graph.name(int(op.outputs[0])), graph.shape(int(op.inputs[1]))
-        if shape[1:3] != (1, 1):
-            problems.append(f"{name} is a {shape[1]}x{shape[2]} convolution")
-        elif _zeros(graph, int(op.inputs[1])) < 2 / 3:
-            problems.append(f"{name} has {_zeros(graph, int(op.inputs[1])):.0%} zeros, below two thirds")
-    for op in graph.operators:
-        if graph.kind(op) == "DEPTHWISE_CONV_2D" and graph.shape(int(op.inputs[1]))[1:3] not in ((3, 3), (5, 5)):
-            problems.append(f"{graph.name(int(op.outputs[0]))} is a depthwise convolution other than 3x3 and 5x5")
-    if not {"MEAN", "DEPTH_TO_SPACE"} & {graph.kind(op) for op in graph.operators}:
-        problems.append("there is no mean or DEPTH_TO_SPACE at the end")
-    return problems
-
-
-def _zeros(graph: Graph, t: int) -> float:
-    source = _stored_weight(graph, t)
-    if source is None:
-        writer = graph.producers().get(t)
-        if writer is None or graph.kind(graph.operators[writer]) != "DENSIFY":
-            return 0.0
-        packed = graph.tensors[int(graph.operators[writer].inputs[0])]
-        count = packed.sparsity.dimMetadata[-1].arraySegments.values[-1]
-        return 1 - float(count) / float(np.prod(graph.shape(t)))
-    values = graph.constant(source)
-    assert values is not None
-    return float((values == 0).mean())

@@ -52,6 +52,16 @@ _NNAPI = frozenset(
     SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SQRT SQUEEZE STRIDED_SLICE SUB SVDF TANH TILE TOPK_V2 TRANSPOSE
     TRANSPOSE_CONV UNPACK""")
 )
+_TFLM = frozenset(
+    kinds("""ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_TO_SPACE_ND BROADCAST_ARGS BROADCAST_TO CALL_ONCE
+    CAST CEIL CONCATENATION CONV_2D COS CUMSUM DEPTH_TO_SPACE DEPTHWISE_CONV_2D DEQUANTIZE DIV ELU EQUAL EXP EXPAND_DIMS FILL
+    FLOOR FLOOR_DIV FLOOR_MOD FULLY_CONNECTED GATHER GATHER_ND GREATER GREATER_EQUAL HARD_SWISH IF L2_NORMALIZATION L2_POOL_2D
+    LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC LOG_SOFTMAX MAX_POOL_2D MAXIMUM MEAN MINIMUM
+    MIRROR_PAD MUL NEG NOT_EQUAL PACK PAD PADV2 PRELU QUANTIZE READ_VARIABLE REDUCE_MAX RELU RELU6 RESHAPE RESIZE_BILINEAR
+    RESIZE_NEAREST_NEIGHBOR ROUND RSQRT SELECT_V2 SHAPE SIN SLICE SOFTMAX SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SPLIT_V SQRT
+    SQUARE SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM
+    UNPACK VAR_HANDLE WHILE ZEROS_LIKE""")
+)
 
 TARGETS = {
     target.name: target
@@ -86,16 +96,16 @@ TARGETS = {
             False,
             ("float32", "int8", "int16x8"),
             ("float32", "int8", "int16"),
-            None,
-            "rules (tensorflow/tflite-micro, all_ops_resolver; November 2026; not run)",
+            _TFLM,
+            "rules (tensorflow/tflite-micro, python_ops_resolver.cc; November 2026; not run)",
         ),
         Target(
             "tflm-legacy",
             True,
             ("float32", "int8"),
             ("float32", "int8"),
-            None,
-            "rules (tensorflow/tflite-micro PR 2602, before which FULLY_CONNECTED read one scale; November 2026; not run)",
+            _TFLM,
+            "rules (tensorflow/tflite-micro python_ops_resolver.cc and PR 2602, before which FULLY_CONNECTED read one scale; November 2026; not run)",
         ),
     )
 }
@@ -110,6 +120,18 @@ def target_of(name: str) -> Target:
     if name not in TARGETS:
         raise CompressionError(f"Unknown target {name!r}. {nearest(name, TARGETS)}")
     return TARGETS[name]
+
+
+def boundary_of(target: Target, boundary: str | None) -> str:
+    """The type of an integer file's ends: as asked for, else float32, else the first that the target takes.
+
+    Example:
+        >>> boundary_of(TARGETS["edgetpu"], None), boundary_of(TARGETS["nnapi"], None)
+        ('int8', 'float32')
+    """
+    if boundary is not None:
+        return boundary
+    return "float32" if "float32" in target.boundaries else target.boundaries[0]
 
 
 def check_request(target: Target, precision: str, boundary: str) -> None:

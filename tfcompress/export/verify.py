@@ -10,7 +10,7 @@ import numpy as np
 
 from tfcompress import _keras_compat
 from tfcompress.errors import CompressionError
-from tfcompress.export import calibrate, census, litert, targets
+from tfcompress.export import calibrate, census, likeness, litert, runtimes, targets
 from tfcompress.export.data import as_inputs
 from tfcompress.export.flatbuffer import INT8, INT16, Graph
 from tfcompress.export.floatfile import layer_of
@@ -19,7 +19,6 @@ from tfcompress.export.reports import OutputError, TensorError, VerifyReport
 from tfcompress.export.runner import Runner
 from tfcompress.export.worker import Worker, WorkerError, shared
 
-_CLIPPED = 0.01
 _LARGE = 0.1
 _CHUNK = 32
 
@@ -33,6 +32,7 @@ class Origin:
         expected: what the file has to hold. float_file: the float file it was made from, for errors tensor by tensor.
         layers: {tensor: Keras operation}. origins: {tensor: converter's name}.
         feed: from the list of sample arrays to what the file is fed, where that is not the same.
+        random: whether the samples are drawn numbers, which say nothing of real data.
     """
 
     label: str | None = None
@@ -42,6 +42,7 @@ class Origin:
     layers: dict[str, str] = dataclasses.field(default_factory=dict)
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
     feed: Callable[[list], list] | None = None
+    random: bool = False
 
 
 def verify(
@@ -80,6 +81,7 @@ def verify(
     found, read, floats = read_back(graph, origin.expected)
     if found:
         raise CompressionError(f"{label} does not hold what was trained:\n  - " + "\n  - ".join(found))
+    release, because = runtimes.oldest(graph)
     counted, preset = census.take(graph, origin.layers), targets.target_of(target)
     wanted = reference_outputs(
         reference, dict(zip((p.name for p in runner.inputs), arrays, strict=True)), runner.outputs
@@ -102,7 +104,9 @@ def verify(
         read_back=read,
         normalization_left=_normalization_left(graph, origin.origins, origin.layers),
         tensors=tensors,
-        warnings=floats,
+        warnings=floats + ([] if origin.random else likeness.of_inputs(graph, fed)),
+        runs_from=release,
+        demanded_by=because,
     )
     return _judged(report)
 
@@ -279,6 +283,7 @@ def _normalization_left(graph: Graph, origins: dict[str, str], layers: dict[str,
 @dataclasses.dataclass
 class _Worst:
     scale: float
+    range: tuple[float, float]
     error: float = 0.0
     low: float = np.inf
     high: float = -np.inf
@@ -314,13 +319,22 @@ def _tensor_errors(data: bytes, float_file: bytes, fed: list[np.ndarray], layers
             limits = np.iinfo(np.int8 if graph.tensors[t].type == INT8 else np.int16)
             low, high = (limits.min - zero - 0.5) * scale, (limits.max - zero + 0.5) * scale
             want = floats[name]
-            entry = worst.setdefault(name, _Worst(scale))
+            entry = worst.setdefault(name, _Worst(scale, ((limits.min - zero) * scale, (limits.max - zero) * scale)))
             entry.error = max(entry.error, float(np.abs(got.ravel() - want.ravel()).max()))
             entry.low, entry.high = min(entry.low, float(want.min())), max(entry.high, float(want.max()))
             entry.clipped += float(((want < low) | (want > high)).mean())
             entry.runs += 1
     return [
-        TensorError(name, layers.get(name), w.scale, w.error, w.error / ((w.high - w.low) or 1.0), w.clipped / w.runs)
+        TensorError(
+            name,
+            layers.get(name),
+            w.scale,
+            w.error,
+            w.error / ((w.high - w.low) or 1.0),
+            w.clipped / w.runs,
+            range=w.range,
+            seen=(w.low, w.high),
+        )
         for name, w in sorted(worst.items())
     ]
 
@@ -333,17 +347,19 @@ def _name_of(reference) -> str:
 
 def _warnings(report: VerifyReport) -> list[str]:
     found = [f"does not run with {name}: {text}" for name, text in report.runs.items() if text != "ok"]
-    clipped = [t for t in report.tensors if t.clipped > _CLIPPED]
+    clipped = sorted((t for t in report.tensors if t.clipped > likeness.CLIPPED), key=lambda t: -t.clipped)
     if clipped:
-        top = max(clipped, key=lambda t: t.clipped)
+        worst = "; ".join(_clipped_line(t) for t in clipped[:3])
         found.append(
-            f"{len(clipped)} tensors clip more than {_CLIPPED:.0%} of their values on the samples (worst: {top.tensor}, "
-            f"{top.clipped:.1%}): the calibration or training data does not look like the samples"
+            f"{len(clipped)} tensors clip more than {likeness.CLIPPED:.0%} of their values on the samples: the calibration or "
+            f"training data does not look like the samples ({worst})"
         )
     if report.max_error > _LARGE:
-        worst = max(report.tensors, key=lambda t: t.relative, default=None)
+        furthest = max(report.tensors, key=lambda t: t.relative, default=None)
         where = (
-            f"; the tensor that is furthest off is {worst.tensor} ({worst.layer or 'no layer known'})" if worst else ""
+            f"; the tensor that is furthest off is {furthest.tensor} ({furthest.layer or 'no layer known'})"
+            if furthest
+            else ""
         )
         found.append(f"the largest error is {report.max_error:.0%} of the output's range{where}")
     if report.census.shape_operators:
@@ -351,3 +367,11 @@ def _warnings(report: VerifyReport) -> list[str]:
             "the file computes shapes at run time (SHAPE operators), which a fixed batch avoids; GPU delegates refuse them"
         )
     return found
+
+
+def _clipped_line(t: TensorError) -> str:
+    layer = f", layer {t.layer}" if t.layer else ""
+    return (
+        f"{t.tensor}{layer}: its range is {t.range[0]:.4g} to {t.range[1]:.4g}, the samples reach {t.seen[0]:.4g} to "
+        f"{t.seen[1]:.4g}, {t.clipped:.1%} clipped"
+    )

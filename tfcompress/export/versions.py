@@ -7,6 +7,7 @@ The numbers are facts of the format, read in LiteRT's tflite/tools/versioning/op
 import numpy as np
 
 from tfcompress.export.flatbuffer import FLOAT32, INT4, INT8, INT16, Graph, builtin_codes, kinds
+from tfcompress.export.runtimes import stamp
 
 # Version of the form with 8-bit and with 16-bit activations; what is not named has version 1 in every form.
 _INTEGER = {
@@ -54,11 +55,7 @@ _NARROW = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
 
 
 def set_versions(graph: Graph) -> None:
-    """Give every operator the version of the form that it has; versions already higher stay.
-
-    The note of the oldest runtime that the converter left speaks of the float file, and goes with the first change.
-    """
-    changed = False
+    """Give every operator the version of the form that it has (versions already higher stay), and note the oldest runtime."""
     for view in graph.views():
         for op in view.operators:
             code = view.model.operatorCodes[op.opcodeIndex]
@@ -68,9 +65,7 @@ def set_versions(graph: Graph) -> None:
             wanted = max(code.version, needed(view, op))
             if wanted != code.version:
                 op.opcodeIndex = view.opcode(builtin_codes()[kind], wanted)
-                changed = True
-    if changed:
-        graph.model.metadata = [m for m in graph.model.metadata or [] if m.name != b"min_runtime_version"]
+    stamp(graph)
 
 
 def needed(graph: Graph, op) -> int:
