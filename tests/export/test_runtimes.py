@@ -39,10 +39,10 @@ def test_every_file_says_from_which_runtime_on_it_runs(convnets):
     wanted = {"float32": "1.5.0", "int8": "2.1.0", "dynamic": "2.17.0"}
     for precision, release in wanted.items():
         assert convnets[precision].runs_from == release
+    assert convnets["int4"].runs_from == "2.19.0"  # measured, see the constant
     for report in convnets.values():
         assert _noted(report.path) == report.runs_from == report.verification.runs_from
         assert f"{report.runs_from} on" in " ".join(str(report).split())
-    assert not runtimes.before(convnets["int4"].runs_from, runtimes.INT4_DENSE)
     assert convnets["int4"].verification.demanded_by.startswith("FULLY_CONNECTED")
 
 

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 
 from tfcompress.export import litert
-from tfcompress.export.flatbuffer import INT4, INT8, INT16, Graph
+from tfcompress.export.flatbuffer import FLOAT32, INT4, INT8, Graph
 
 _NAME = b"min_runtime_version"
 # As the converter pads it.
@@ -166,10 +166,8 @@ def oldest(graph: Graph) -> tuple[str, str]:
     for view in graph.views():
         for op in view.operators:
             kind, version = view.kind(op), view.model.operatorCodes[op.opcodeIndex].version
-            for wanted, why in (
-                (of_operator(kind, version), f"{kind} version {version}"),
-                (_measured(view, op, kind), f"{kind} with 4-bit weights and integer activations"),
-            ):
+            named = of_operator(kind, version)
+            for wanted, why in ((named, f"{kind} version {version}"), _measured(view, op, kind) or (None, "")):
                 if wanted is not None and before(release, wanted):
                     release, reason = wanted, why
     return release, reason
@@ -189,16 +187,23 @@ def _numbers(release: str) -> tuple[int, ...]:
     return tuple(int(part) for part in release.split("."))
 
 
-def _measured(graph: Graph, op, kind: str) -> str | None:
-    """Where a release that has the operator's version refuses its form all the same, the first that takes it."""
-    if kind != "FULLY_CONNECTED" or len(op.inputs) < 2:
+def _measured(graph: Graph, op, kind: str) -> tuple[str, str] | None:
+    """Where releases that have an operator's version refuse its form all the same: the first that takes it, and the form."""
+    if kind not in ("FULLY_CONNECTED", "TRANSPOSE_CONV") or len(op.inputs) < 2:
         return None
-    data, weights = (graph.tensors[int(t)].type for t in op.inputs[:2])
-    return INT4_DENSE if weights == INT4 and data in (INT8, INT16) else None
+    weights = graph.tensors[int(op.inputs[1])].type
+    data = graph.tensors[int(op.inputs[2 if kind == "TRANSPOSE_CONV" else 0])].type
+    if kind == "FULLY_CONNECTED" and weights == INT4 and data == INT8:
+        return INT4_DENSE, "FULLY_CONNECTED with 4-bit weights and 8-bit activations"
+    if kind == "TRANSPOSE_CONV" and weights == INT8 and data == FLOAT32:
+        return HYBRID_TRANSPOSED, "TRANSPOSE_CONV with 8-bit weights and float activations"
+    return None
 
 
-# tflite-runtime 2.14.0 refuses such a file ("filter type"), though it knows the operator's version.
-INT4_DENSE = "2.15.0"
+# Run here: refused by tflite-runtime 2.14.0 and ai-edge-litert 1.0.1, taken by ai-edge-litert 1.1.0, of the months of TensorFlow 2.19.
+INT4_DENSE = "2.19.0"
+# Run here: refused by tflite-runtime 2.14.0, taken by ai-edge-litert 1.0.1, of the months of TensorFlow 2.18.
+HYBRID_TRANSPOSED = "2.18.0"
 
 
 def stamp(graph: Graph) -> None:
