@@ -301,10 +301,10 @@ def main() -> None:
         write(text)
 
 
-def write(text: str) -> None:
-    """Replace the training section of docs/performance.md."""
+def write(text: str, section: str = "training") -> None:
+    """Replace a section of docs/performance.md."""
     path = ROOT / "docs" / "performance.md"
-    start, end = "<!-- training: begin -->", "<!-- training: end -->"
+    start, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
     old = path.read_text()
     if start not in old or end not in old:
         sys.exit(f"{path} has no lines {start} and {end} to write between.")
