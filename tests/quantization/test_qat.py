@@ -44,7 +44,7 @@ def perceptron():
 def data(model, n=64, seed=0):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, *model.input_shape[1:])).astype("float32")
-    return x, rng.normal(size=(n, model.output_shape[-1])).astype("float32")
+    return x, rng.normal(size=(n, *model.output_shape[1:])).astype("float32")
 
 
 def trained(build, method=None, epochs=2):
@@ -161,6 +161,14 @@ def test_ranges_always_hold_zero(ends):
     assert -128 <= layer.range.zero_point <= 127
 
 
+def enlarger():
+    """Depth to space beside a resized copy of the input."""
+    i = keras.Input((8, 8, 3), name="image")
+    x = L.Conv2D(8, 3, padding="same", activation="relu", name="first")(i)
+    x = keras.ops.depth_to_space(L.Conv2D(12, 3, padding="same", name="last")(x), 2)
+    return keras.Model(i, L.Add(name="sum")([x, L.Resizing(16, 16, name="resized")(i)]))
+
+
 def test_placement():
     model, _ = trained(residual, epochs=0)
     rows = {(row.layer, row.weight): row for row in tfcompress.summary(model).rows}
@@ -188,6 +196,16 @@ def test_no_range_where_the_file_has_no_tensor():
     assert len(found) == 5
 
 
+def test_no_range_of_its_own_where_the_runtime_passes_the_input_on():
+    """Resizing, depth to space and the largest over an axis copy or mix their input's numbers on its grid."""
+    i = keras.Input((8, 8, 4), name="x")
+    x = keras.ops.depth_to_space(i, 2)
+    x = L.Resizing(8, 8, name="smaller")(x)
+    x = keras.ops.max(x, axis=-1)
+    found = [key for point in placement.points(keras.Model(i, x)) for key in point.keys]
+    assert found == ["x"]
+
+
 # --- the whole road
 
 
@@ -206,7 +224,7 @@ def assert_simulated_equals_deployed(model, x, tmp_path, **kwargs):
 
 
 @pytest.mark.skipif(not ON_TF, reason="conversions are tested once")
-@pytest.mark.parametrize("build", [residual, perceptron])
+@pytest.mark.parametrize("build", [residual, perceptron, enlarger])
 def test_simulated_network_equals_the_file(build, tmp_path):
     model, x = trained(build)
     report = assert_simulated_equals_deployed(model, x, tmp_path)

@@ -21,11 +21,12 @@ TIED = (
     layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D,
     layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D,
     layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D,
-    layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.UpSampling1D, layers.UpSampling2D,
+    layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.UpSampling1D, layers.UpSampling2D, layers.Resizing,
 )  # fmt: skip
 TIED_OPERATORS = {
     "Reshape", "Transpose", "Squeeze", "ExpandDims", "GetItem", "Slice", "Pad", "Split", "Flip", "Repeat", "MaxPool",
-    "AveragePool", "Ravel", "SwapAxes", "Moveaxis",
+    "AveragePool", "Ravel", "SwapAxes", "Moveaxis", "DepthToSpace", "SpaceToDepth", "Resize", "Tile", "BroadcastTo", "Take",
+    "Max", "Min", "Amax", "Amin", "Fliplr", "Flipud",
 }  # fmt: skip
 # Their kernels clamp the result themselves, so that a ReLU behind them costs nothing and has the only tensor.
 FUSING = (
