@@ -19,13 +19,40 @@ def magnitude_mask(weights: np.ndarray, keep: int, alive: np.ndarray | None = No
         >>> magnitude_mask(np.array([3.0, -1.0, 2.0]), keep=2)
         array([ True, False,  True])
     """
-    score = np.abs(weights).ravel()
-    if alive is not None:
-        score = np.where(alive.ravel(), score, -1.0)
-    mask = np.zeros(score.size, bool)
-    if keep > 0:
-        mask[np.argpartition(score, score.size - keep)[score.size - keep :]] = True
-    return mask.reshape(weights.shape)
+    mask = np.ones(weights.shape, bool) if alive is None else np.array(alive, bool)
+    surplus = int(mask.sum()) - keep
+    if surplus > 0:
+        mask.reshape(-1)[smallest_alive(np.abs(weights).ravel(), mask.ravel(), surplus)[0]] = False
+    return mask
+
+
+def smallest_alive(score, alive, number: int, level: float | None = None) -> tuple[np.ndarray, float]:
+    """Where the `number` smallest scores lie among those alive.
+
+    Args:
+        score, alive: flat arrays. number: at least 1, at most as many as are alive.
+        level: the largest score of the last such cut, if there was one: what is to go next lies little above it, and
+            most scores need not be ranked.
+
+    Returns:
+        (indices, the largest of their scores).
+
+    Example:
+        >>> smallest_alive(np.array([3.0, 0.5, 2.0, 1.0]), np.array([True, False, True, True]), 2)
+        (array([3, 2]), 2.0)
+    """
+    chosen = None
+    for factor in (1.1, 1.5) if level else ():
+        chosen = np.flatnonzero((score <= level * factor) & alive)
+        if len(chosen) >= number:
+            break
+    if chosen is None or len(chosen) < number:
+        chosen = np.flatnonzero(alive)
+    found = score[chosen]
+    if len(chosen) > number:
+        order = np.argpartition(found, number - 1)[:number]
+        chosen, found = chosen[order], found[order]
+    return chosen, float(found.max())
 
 
 class MagnitudeMask(Mask):
@@ -74,7 +101,8 @@ class MagnitudeMask(Mask):
 
     def begin(self):
         # Weights may have been loaded since; within a training the mask is changed here alone.
-        self.__dict__.pop("_known", None)
+        for key in ("_known", "_level"):
+            self.__dict__.pop(key, None)
 
     def _alive_now(self) -> tuple[np.ndarray, int]:
         """The mask and its live count, read once a training."""
@@ -85,17 +113,31 @@ class MagnitudeMask(Mask):
 
     def set(self, mask):
         super().set(mask)
-        self.__dict__["_known"] = np.asarray(mask, bool), int(np.sum(mask))
+        self._note(np.asarray(mask, bool))
+
+    def _note(self, mask: np.ndarray) -> None:
+        self.__dict__["_known"] = mask, int(mask.sum())
 
     def update_from(self, value: np.ndarray, step: int) -> None:
         """Cut to what the schedule says at `step`, by the weights `value`."""
+        if self._cut(value, step):
+            self.set(self._alive_now()[0])
+
+    def _cut(self, value: np.ndarray, step: int) -> bool:
+        """Note the mask that `step` asks for, without assigning it; whether it differs."""
         alive, count = self._alive_now()
         if self.quality is not None:
             keep = int((np.abs(value[alive]) > self.quality(step) * value.std()).sum())
         else:
             keep = self._live_at(step)
-        if keep < count:
-            self.set(magnitude_mask(value, keep, alive))
+        if keep >= count:
+            return False
+        mask = alive.copy()
+        level = self.__dict__.get("_level")
+        smallest, self.__dict__["_level"] = smallest_alive(np.abs(value).ravel(), alive.ravel(), count - keep, level)
+        mask.reshape(-1)[smallest] = False
+        self._note(mask)
+        return True
 
     def _live_at(self, step: int) -> int:
         size = int(np.prod(self.shape))
@@ -107,14 +149,37 @@ class MagnitudeMask(Mask):
     @classmethod
     def update_group(cls, members, steps):
         everywhere: dict[tuple, list[tuple[MagnitudeMask, int]]] = {}
+        alone = []
         for member, step in zip(members, steps, strict=True):
             if member.scope == "global":
                 everywhere.setdefault((member.schedules()[0][1], member.start), []).append((member, step))
-            # What is cut stays cut, so an unchanged count is an unchanged mask, and the weights need not be read.
-            elif member.quality is not None or member._live_at(step) < member._alive_now()[1]:
-                member.update_from(member._before(), step)
+            else:
+                alone.append((member, step))
+        # What is cut stays cut, so an unchanged count is an unchanged mask, and the weights need not be read.
+        if any(m.quality is not None or m._live_at(step) < m._alive_now()[1] for m, step in alone):
+            cls._update_each(*zip(*alone, strict=True))
         for group in everywhere.values():
             cls._update_globally([member for member, _ in group], group[0][1])
+
+    @classmethod
+    def _update_each(cls, members, steps) -> None:
+        """One read of all weights and one assignment of all masks: with fifty layers the calls are what takes time."""
+        held = members[0].__dict__.get("_group")
+        if held is None or held[0] != members:
+            held = (
+                members,
+                *(
+                    _keras_compat.VariableGroup(variables)
+                    for variables in ([m.chain.raw for m in members], [m.mask for m in members])
+                ),
+            )
+            members[0].__dict__["_group"] = held
+        _, weights, masks = held
+        first = all(m.chain.links[0] is m for m in members)
+        values = weights.read() if first else [m._before() for m in members]
+        # A list: every member is asked.
+        if any([m._cut(value, step) for m, value, step in zip(members, values, steps, strict=True)]):
+            masks.assign([m._alive_now()[0] for m in members])
 
     def _before(self) -> np.ndarray:
         """The weight that the mask acts on."""
