@@ -52,7 +52,8 @@ def _check_outputs(name, model, facts):
 
 def test_the_fixtures_are_there():
     assert NAMES == [
-        "clustered", "pruned", "pruned_partly", "pruned_twins", "quantized", "quantized_clustered", "quantized_pruned",
+        "clustered", "clustered_channels", "pruned", "pruned_partly", "pruned_text", "pruned_twins", "quantized",
+        "quantized_clustered", "quantized_pruned", "quantized_unet",
     ]  # fmt: skip
     assert sum(path.stat().st_size for path in FIXTURES.iterdir()) < 1_500_000
 
@@ -310,6 +311,33 @@ def test_a_migrated_model_becomes_an_int8_file(tmp_path):
     assert report.verification.outputs[0].name == "scores"
     got = export.Runner(tmp_path / "q.tflite")(facts["x"])
     np.testing.assert_allclose(got, facts["y"], atol=0.02)
+
+
+def test_ranges_behind_pooling_are_marked_and_exported_with_strict_false(tmp_path):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("export needs the converter")
+    from tfcompress import export
+
+    model, facts = _migrated("quantized_unet")
+    marked = [row.layer for row in tfcompress.summary(model).rows if "strict=False" in row.detail]
+    assert marked == ["near", "average"]
+    options = {"samples": facts["x"], "calibration": facts["x"], "verbose": 0}
+    with pytest.raises(CompressionError, match=r"'near'.*'conv2d'(.|\n)*strict=False"):
+        export.tflite(model, tmp_path / "no.tflite", "int8", **options)
+    report = export.tflite(model, tmp_path / "u.tflite", "int8", strict=False, **options)
+    assert report.weights == {"trained": 6, "by extremes": 0}
+    assert report.verification.max_steps <= 1.001
+
+
+def test_shared_values_of_each_channel_and_masks_in_tables_and_cells():
+    model, _ = _migrated("clustered_channels")
+    kernel = np.asarray(model.get_layer("conv").kernel)
+    assert all(len(np.unique(kernel[..., i])) <= 3 for i in range(4))
+    assert len(np.unique(kernel)) > 3
+    text, facts = _migrated("pruned_text")
+    assert list(_links(text)) == ["table.embeddings", "scores.kernel"]
+    assert np.mean(np.asarray(text.get_layer("table").embeddings) == 0) == 0.5
+    np.testing.assert_allclose(text.predict(facts["x"], verbose=0), facts["y"], atol=1e-6)
 
 
 @pytest.mark.slow

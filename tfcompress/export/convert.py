@@ -9,6 +9,7 @@ from tfcompress.errors import CompressionError
 from tfcompress.export import runtimes, sparse_rules, targets
 from tfcompress.export import sparse as sparsity
 from tfcompress.export.build import INTEGER, Built, Options, floating, integer
+from tfcompress.export.calibrate import Estimator
 from tfcompress.export.flatbuffer import Graph
 from tfcompress.export.readback import Expected, read_back
 from tfcompress.export.reports import ExportReport, VerifyReport
@@ -61,6 +62,7 @@ def convert(
     sparse: bool = False,
     verify: bool = True,
     simulated=None,
+    calibration_method: str | None = None,
     percentile: float | None = None,
     per_tensor_dense: bool | None = None,
     custom_ops: bool = False,
@@ -86,7 +88,9 @@ def convert(
         sparse: store weights that are mostly zeros as positions and values. verify: run the files before writing them.
         simulated: the simulated network (a function or outputs on the samples) that integer files are compared with; by
             default the attached model, else the float model.
-        percentile: calibrate by this percentile (e.g. 99.99) instead of the extremes.
+        calibration_method: how ranges come from the calibration data: "minmax" (the extremes, the default), "percentile",
+            "mse" (least squared error of the codes) or "kl" (least KL divergence). percentile: for "percentile", by default
+            99.99; given alone, it means that method.
         per_tensor_dense: one scale for each dense weight; by default what the target needs.
         custom_ops: allow custom operators (such a float file is written unverified). timeout: seconds that a conversion may take. worker: the converter process.
         force: export although a schedule never advanced. verbose: 0 prints nothing.
@@ -97,7 +101,9 @@ def convert(
     Raises:
         CompressionError: see `tflite`.
     """
-    plans = _plans(files, boundary, targets.target_of(target), strict, sparse, percentile, per_tensor_dense)
+    plans = _plans(
+        files, boundary, targets.target_of(target), strict, sparse, (calibration_method, percentile), per_tensor_dense
+    )
     session = Session(
         model, record=record, samples=samples, calibration=calibration, batch=batch, normalisation=normalisation,
         worker=worker or shared(), timeout=timeout, custom_ops=custom_ops, force=force,
@@ -115,7 +121,7 @@ def _write(session: Session, path, options: Options, check: bool, simulated, ver
     return report
 
 
-def _plans(files, boundary, preset: Target, strict, sparse, percentile, per_tensor_dense) -> dict[Any, Options]:
+def _plans(files, boundary, preset: Target, strict, sparse, ranges, per_tensor_dense) -> dict[Any, Options]:
     """Every file's options, checked before anything is converted."""
     per_tensor = preset.per_tensor_dense if per_tensor_dense is None else per_tensor_dense
     plans = {}
@@ -124,7 +130,8 @@ def _plans(files, boundary, preset: Target, strict, sparse, percentile, per_tens
         targets.check_request(preset, precision, own)
         if sparse:
             sparsity.check_offered(precision)
-        plans[path] = Options(precision, own, preset, strict, sparse, percentile, per_tensor)
+        estimator = Estimator.of(*ranges, bits=16 if precision == "int16x8" else 8)
+        plans[path] = Options(precision, own, preset, strict, sparse, estimator, per_tensor)
     return plans
 
 
@@ -186,6 +193,7 @@ def _smoke(session: Session, data: bytes, strict: bool) -> str | None:
 def _finish(
     session: Session, path, options: Options, built: Built, check: bool, simulated, seconds: float
 ) -> ExportReport:
+    graph = Graph(built.data)
     report = ExportReport(
         path=str(path),
         precision=options.precision,
@@ -200,10 +208,10 @@ def _finish(
         fallbacks=session.fallbacks + built.fallbacks,
         notes=session.notes + built.notes,
         seconds={**session.seconds, "this file": seconds},
-        runs_from=runtimes.oldest(Graph(built.data))[0],
+        runs_from=runtimes.oldest(graph)[0],
         free_batch=session.free_batch,
     )
-    if check and not Graph(built.data).custom():
+    if check and not graph.custom():
         start = time.perf_counter()
         report.verification = _verified(session, path, options, built, simulated)
         report.seconds["verification"] = time.perf_counter() - start

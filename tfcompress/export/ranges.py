@@ -165,8 +165,12 @@ def spread(
                 continue  # an 8-bit range in a 16-bit file gives way to what the kernel fixes there
             know(tensor, f"range {operation!r}", _with_bits(value, bits, operation))
     if problems and strict:
-        raise CompressionError("The file cannot hold what was trained:\n  - " + "\n  - ".join(problems))
-    trained.notes += problems
+        raise CompressionError(
+            "The file cannot hold what was trained:\n  - "
+            + "\n  - ".join(dict.fromkeys(problems))
+            + "\nstrict=False keeps the first of each."
+        )
+    trained.notes += dict.fromkeys(problems)
     for members in ties.joined(graph):
         if len(members) < 2:
             continue

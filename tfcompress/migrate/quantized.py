@@ -16,6 +16,7 @@ from tfcompress.migrate.layers import QUANTIZED, Piece
 from tfcompress.migrate.masks import Named, set_codebook
 from tfcompress.migrate.models import Built
 from tfcompress.parametrization import attach as parametrize
+from tfcompress.quantization import placement
 
 # TFMOT's ranges before any training.
 _UNTRAINED = (-6.0, 6.0)
@@ -131,13 +132,15 @@ def _put_ranges(
     rows: list[Row] = []
     inserts: dict = {}
     for key, name in built.input_ranges.items():
-        _plan(inserts, rows, [key], key, inputs[name], name)
-    for path, _piece in pieces.items():
+        _plan(inserts, rows, [key], key, inputs[name], name, False)
+    for path, piece in pieces.items():
         # What came out of a batch normalization comes out of the layer that it was folded into.
         place = folds[path].layer if path in folds and path not in keys else path
         for role in ("pre_activation", "post_activation", "output"):
             at = place if role == "pre_activation" else split.get(place, place)
-            _plan(inserts, rows, list(keys.get(at, [at])), path, left[path], role)
+            _plan(
+                inserts, rows, list(keys.get(at, [at])), path, left[path], role, isinstance(piece.layer, placement.TIED)
+            )
     return rebuild(model, insert=inserts, reuse=True), rows
 
 
@@ -159,8 +162,11 @@ def _split(model, pieces, left, keys):
     return (rebuild(model, insert=inserts, reuse=True) if inserts else model), split
 
 
-def _plan(inserts: dict, rows: list[Row], keys: list[str], path: str, own: Named, role: str) -> None:
-    """Plan a range behind the calls `keys`, with the ends that `own` holds for `role`."""
+def _plan(inserts: dict, rows: list[Row], keys: list[str], path: str, own: Named, role: str, tied: bool) -> None:
+    """Plan a range behind the calls `keys`, with the ends that `own` holds for `role`.
+
+    `tied`: a file has the range of the layer's input there.
+    """
     if not _has(own, role):
         return
     low, high = (float(end) for end in _ends(own, role))
@@ -175,7 +181,8 @@ def _plan(inserts: dict, rows: list[Row], keys: list[str], path: str, own: Named
         )
     else:
         layer.set_ends(min(low, 0.0), max(high, 0.0))
-        rows.append(Row(path, "output", DONE, f"int8 range {low:.4g} to {high:.4g}"))
+        note = "; an int8 file has its input's range there (export with strict=False)" if tied else ""
+        rows.append(Row(path, "output", DONE, f"int8 range {low:.4g} to {high:.4g}{note}"))
     inserts.update(dict.fromkeys(keys, layer))
 
 

@@ -31,8 +31,9 @@ def from_tfmot(model, *, custom_objects: dict | None = None, verbose: int = 1) -
     `quantize_model` the grids and ranges of `quantization.QAT` (with batch norm folded, as QAT does). The model predicts
     what TFMOT's does in inference. Go on training with `Compression()`, `finalize` it, or export it.
 
-    TFMOT leaves some values unrounded (biases, what comes behind softmax, concatenations in part);
-    `apply(model, quantization.QAT(), data=...)` adds what is missing and keeps what is there.
+    TFMOT leaves some values unrounded (biases, what comes behind softmax); `apply(model, quantization.QAT(), data=...)` adds
+    what is missing and keeps what is there. It rounds anew behind pooling and resizing, where a file has one range; the
+    report marks these rows, and `export.tflite(..., strict=False)` takes the range before the layer for both.
 
     Args:
         model: the path of an .h5 file (saved with `model.save("model.h5")`; tf_keras and TFMOT are not needed), or the

@@ -57,6 +57,24 @@ class QuantizedWeights(WeightMethod):
         self.layers, self.exclude, self.include_frozen = layers, exclude, include_frozen
         IntegerGrid(bits, per_channel)
 
+    def attach(self, model, data=None):
+        rows = self._on_grids(model)
+        return (model, rows) if rows else super().attach(model, data)
+
+    def _on_grids(self, model) -> list[Row]:
+        """A row for every kernel if all are on integer grids already (a model that came from elsewhere), else none."""
+        kernels = [
+            (path, layer, name)
+            for path, layer in select.layers(model)
+            for name in select.kernel_names(layer)
+            if name != "embeddings"
+        ]
+        for _, layer, name in kernels:
+            own = chain(layer, name)
+            if own is None or not any(isinstance(link, IntegerGrid) for link in own.links):
+                return []
+        return [Row(path, name, SKIPPED, "it is on an integer grid already") for path, _, name in kernels]
+
     def parametrization(self, path, layer, weight):
         if weight == "embeddings":
             return "its rows are rounded as the layer's output, whose range they share in the file"
