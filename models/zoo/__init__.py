@@ -23,7 +23,7 @@ class Entry:
         score, least, criterion: from flat outputs and targets to a figure; what it has to reach; in words.
         loss: as for `compile`, the name of a function in `custom` where it starts with "zoo:".
         epochs, rate, samples, batch: of training, with Adam; it stops as soon as the criterion is met.
-        tests: test samples. own: whether it is of ours and not of keras.applications.
+        again: epochs of quantization-aware training. tests: test samples. own: whether it is of ours and not of keras.applications.
         classified: whether top-1 agreement means something, and of which outputs (those with several classes).
     """
 
@@ -39,21 +39,25 @@ class Entry:
     rate: float = 3e-3
     samples: int = 1024
     batch: int = 32
+    again: int = 2
     tests: int = 256
     own: bool = True
     classified: bool = True
 
 
-def _application(name: str, about: str, size: int = 32, span=(-1.0, 1.0), rate: float = 1e-3, **options) -> Entry:
+def _application(
+    name: str, about: str, size: int = 32, span=(-1.0, 1.0), rate: float = 1e-3, samples: int = 512, **options
+) -> Entry:
     return Entry(
         name,
         about,
         partial(application, name=name, size=size, **options),
         partial(toys.colours, size=size, low=span[0], high=span[1]),
         rate=rate,
-        samples=512,
+        samples=samples,
         tests=128,
         epochs=12,
+        again=1,
         own=False,
     )
 
@@ -103,13 +107,13 @@ ENTRIES = {
     "mobilenet_v2": _application("MobileNetV2", "32x32, alpha 0.35", alpha=0.35, rate=3e-3),
     "mobilenet_v3_small": _application("MobileNetV3Small", "32x32, alpha 0.5, pixels in", span=_PIXELS, alpha=0.5, rate=3e-3),
     "efficientnet_b0": _application("EfficientNetB0", "32x32, pixels in", span=_PIXELS),
-    "efficientnet_v2_b0": _application("EfficientNetV2B0", "32x32, pixels in", span=_PIXELS),
-    "resnet50_v2": _application("ResNet50V2", "32x32"),
-    "densenet121": _application("DenseNet121", "32x32"),
-    "convnext_tiny": _application("ConvNeXtTiny", "32x32, pixels in", span=_PIXELS),
-    "xception": _application("Xception", "71x71, the smallest that it permits", 71),
-    "inception_v3": _application("InceptionV3", "75x75, the smallest that it permits", 75),
-    "nasnet_mobile": _application("NASNetMobile", "32x32"),
+    "efficientnet_v2_b0": _application("EfficientNetV2B0", "32x32, pixels in", span=_PIXELS, samples=256),
+    "resnet50_v2": _application("ResNet50V2", "32x32", samples=256),
+    "densenet121": _application("DenseNet121", "32x32", samples=256),
+    "convnext_tiny": _application("ConvNeXtTiny", "32x32, pixels in", span=_PIXELS, samples=256),
+    "xception": _application("Xception", "71x71, the smallest that it permits", 71, samples=256),
+    "inception_v3": _application("InceptionV3", "75x75, the smallest that it permits", 75, samples=256),
+    "nasnet_mobile": _application("NASNetMobile", "32x32", samples=256),
 }  # fmt: skip
 
 

@@ -80,7 +80,8 @@ def _introduction() -> list[str]:
         "",
         "- *Largest* and *mean* are the error at the worst output, in steps of that output (two neighbouring codes), "
         "against the float network (calibrated files) or against the simulated network (QAT). Float outputs have no "
-        "steps: their error is given in percent of the output's range.",
+        "steps: their error is given in percent of the output's range. *Within one* is the share of the numbers one step off at "
+        "most.",
         "- *Top-1* is the share of samples with the same first class as that reference. Only samples count whose margin "
         "in the reference exceeds two output steps: below that, rounding decides. *Counted* is their share.",
         "- *Score* is the criterion that the float network had to reach, through the file, on test samples. A softmax "
@@ -88,6 +89,7 @@ def _introduction() -> list[str]:
         "- *GPU* is the verdict of LiteRT's model analyzer on the GPU delegate: rules, no device.",
         "- *Latency* is that of one run on one thread of the host over that of the float32 file, files taking turns, "
         "median with quartiles. Hosts differ from phones.",
+        "- *Stays float*: operators that compute in float in the integer file; \"all\" says that the file is a float one.",
         "- int8 files, calibrated or trained, have int8 inputs and outputs; int16x8 files int16.",
         "",
     ]  # fmt: skip
@@ -112,7 +114,7 @@ def _summary(results: list[dict]) -> list[str]:
 
 
 def _model(r: dict) -> list[str]:
-    trained = f"{r['float']['score']:.1%} of {r['criterion']} (at least {r['least']:.0%} asked)"
+    trained = f"{100 * r['float']['score']:.1f} % ({r['criterion']}; {100 * r['least']:.0f} % asked)"
     size = r["rows"]["float32"].get("bytes")
     lines = [
         f'<a id="{r["key"]}"></a>',
@@ -137,7 +139,7 @@ def _model(r: dict) -> list[str]:
                 "latency",
             ]
         ),
-        _row(["---", "---", "---", *["--:"] * 5, "---", "--:", "--:"]),
+        _row(["---", "---", "---", *["--:"] * 6, "---", "--:", "--:"]),
     ]
     notes = []
     for key, name in ROWS:
@@ -153,9 +155,9 @@ def _model(r: dict) -> list[str]:
 
 def _cells(row: dict) -> list[str]:
     if not row.get("converts"):
-        return ["no" if row.get("converts") is False else "-", *[""] * 6]
+        return ["no" if row.get("converts") is False else "-", *[""] * 7]
     return [
-        "yes", _floats(row), _largest(row), _mean(row), _percent(row["agreement"]), _percent(row["counted"]),
+        "yes", _floats(row), _largest(row), _mean(row), _percent(row.get("within one"), 2), _percent(row["agreement"]), _percent(row["counted"]),
         f"{100 * row['score']:.1f} %",
     ]  # fmt: skip
 
@@ -188,13 +190,15 @@ def _mean(row: dict) -> str:
     return f"{row['mean']:.2f}" if row["mean"] is not None else ""
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def _floats(row: dict) -> str:
     if not row.get("converts"):
         return ""
+    if row.get("holds") in ("float32", "float16", "dynamic"):
+        return "all"
     return ", ".join(f"{n} {kind}" for kind, n in row["float"].items()) or "none"
 
 

@@ -86,6 +86,7 @@ _RUN = {"converter": converter, "keras": keras_export, "quantizer": quantizer}
 def sentence(error: BaseException) -> str:
     """The first line of an error that says something, with its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("Exception encountered when calling", "in user code:"))]
     telling = [
         line for line in lines if "error:" in line.lower() or "op is neither" in line or "failed" in line.lower()
     ]

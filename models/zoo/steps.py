@@ -26,7 +26,6 @@ ROOT = records.ROOT
 # One call of `export.convert` each, of which float32 comes first: (precisions, type of their ends).
 PRECISIONS = ((("float32", "float16", "dynamic", "int8", "int4"), "int8"), (("int16x8",), "int16"))
 CALIBRATION = 128
-QAT_EPOCHS = 2
 _PARTS = {
     "float": (),
     "ptq": ("export", "graph"),
@@ -212,7 +211,7 @@ def trained_in_8_bits(model: Model) -> dict:
         net = apply(model.trained(), quantization.QAT(), data=calibration, verbose=0)
         net.compile(keras.optimizers.Adam(model.entry.rate / 20), losses(model.entry), jit_compile=False)
         net.fit(
-            model.x, model.y, batch_size=model.entry.batch, epochs=1 if model.quick else QAT_EPOCHS, verbose=0,
+            model.x, model.y, batch_size=model.entry.batch, epochs=1 if model.quick else model.entry.again, verbose=0,
             callbacks=[Compression(per_layer=False)],
         )  # fmt: skip
         net.save(model.path("qat.keras"))
@@ -297,6 +296,7 @@ def compared(entry: Entry, outputs, wanted, steps) -> dict:
         "relative": max(float(e.max() / (np.ptp(w) or 1.0)) for e, w in zip(errors, wanted, strict=True)),
         "largest": None,
         "mean": None,
+        "within one": None,
         "agreement": None,
         "counted": None,
     }
@@ -304,6 +304,8 @@ def compared(entry: Entry, outputs, wanted, steps) -> dict:
     if pairs:
         row["largest"] = max(float(e.max() / step) for e, step in pairs)
         row["mean"] = max(float(e.mean() / step) for e, step in pairs)
+        # A scale's last bit must not make one step two.
+        row["within one"] = min(float((e <= 1.001 * step).mean()) for e, step in pairs)
     if entry.classified:
         shares = [_agreement(*three) for three in zip(outputs, wanted, steps, strict=True)]
         kept = [share for share, w in zip(shares, wanted, strict=True) if _has_classes(w)]
@@ -330,7 +332,12 @@ def _operators(path: pathlib.Path) -> dict:
     floats: dict[str, int] = {}
     for op in counted.float_operators:
         floats[op.kind] = floats.get(op.kind, 0) + 1
-    return {"operators": counted.operators, "float": floats, "integer share": counted.integer_share}
+    return {
+        "holds": counted.precision,
+        "operators": counted.operators,
+        "float": floats,
+        "integer share": counted.integer_share,
+    }
 
 
 def latencies(model: Model, rounds: int = 15) -> dict:

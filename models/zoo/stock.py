@@ -44,7 +44,7 @@ def tried_with_tfmot(model) -> dict:
     net = model.trained()
     weights = {f"{i}": np.asarray(v) for i, v in enumerate(_layer_weights(net))}
     np.savez(model.path("weights.npz"), **weights)
-    command = [str(python), "-m", "models.zoo.peers_tfmot", model.key, str(model.folder), str(steps.QAT_EPOCHS)]
+    command = [str(python), "-m", "models.zoo.peers_tfmot", model.key, str(model.folder), str(model.entry.again)]
     answered, end = _ask(command, model, {"TF_USE_LEGACY_KERAS": "1"})
     row = answered.get("tfmot", {"converts": False, "reason": end})
     simulated = model.path("tfmot.npz")
