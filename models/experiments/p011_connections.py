@@ -19,9 +19,10 @@ KEPT = {
 }
 
 
-def sgd(rate: float) -> keras.optimizers.SGD:
-    """SGD with momentum, as the paper trains; a fresh one each round."""
-    return keras.optimizers.SGD(rate, momentum=0.9)
+def sgd(rate: float, epochs: int, images: int) -> keras.optimizers.SGD:
+    """SGD with momentum and L2, as the paper trains; a fresh one each round, its rate falling along a cosine."""
+    falling = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-images // 128), 0.01)
+    return keras.optimizers.SGD(falling, momentum=0.9, weight_decay=5e-4)
 
 
 def shares(name: str, ratio: float) -> dict[str, float]:
@@ -42,7 +43,7 @@ def shares(name: str, ratio: float) -> dict[str, float]:
 def prune(model, sparsity: dict[str, float], x, y, epochs: int, rate: float):
     """One round: cut to a sparsity a layer, retrain the survivors from where they are."""
     small = apply(model, pruning.Magnitude(sparsity=sparsity), verbose=0)
-    fit(small, x, y, epochs, sgd(rate), callbacks=[Compression()])
+    fit(small, x, y, epochs, sgd(rate, epochs, len(x)), callbacks=[Compression()])
     return small
 
 
@@ -64,7 +65,7 @@ def measured(model, x_test, y_test, dense: float | None) -> dict[str, float]:
 def rounds(name: str, ratios, x, y, x_test, y_test, dense_epochs: int, epochs: int, rows: dict, log) -> keras.Model:
     """Train dense, then prune in rounds; fills `rows` and returns the dense model."""
     dense = models.build(name)
-    fit(dense, x, y, dense_epochs, sgd(0.05))
+    fit(dense, x, y, dense_epochs, sgd(0.05, dense_epochs, len(x)))
     rows[f"{name} dense"] = measured(dense, x_test, y_test, None)
     model = dense
     for ratio in ratios:

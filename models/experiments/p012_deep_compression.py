@@ -27,7 +27,7 @@ def share(name, model, bits, x, y, epochs: int, x_test, y_test, dense: float) ->
     """Share weights, train the shared values, write the file: one row."""
     small = apply(model, pruning.SharedWeights(bits=bits), verbose=0)
     before = accuracy(small, x_test, y_test)
-    fit(small, x, y, epochs, sgd(1e-3), callbacks=[Compression()])
+    fit(small, x, y, epochs, sgd(1e-3, epochs, len(x)), callbacks=[Compression()])
     plain = finalize(small, verbose=0)
     found = accuracy(plain, x_test, y_test)
     whole, packed = file_bytes(name, plain)
@@ -45,7 +45,7 @@ def compress(name, x, y, x_test, y_test, epochs, ratios, plans, rows, log) -> No
     """Train, prune in rounds to about 12x, then share at several bit widths."""
     dense_epochs, round_epochs, share_epochs = epochs
     model = models.build(name)
-    fit(model, x, y, dense_epochs, sgd(0.05))
+    fit(model, x, y, dense_epochs, sgd(0.05, dense_epochs, len(x)))
     dense = accuracy(model, x_test, y_test)
     rows[f"{name} dense"] = {"accuracy": dense, "drop": 0.0}
     for ratio in ratios:

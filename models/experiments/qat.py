@@ -16,8 +16,7 @@ from tfcompress import Compression, apply, export, quantization
 def train(model, x, y, epochs: int, rate: float, callbacks=()) -> None:
     """Adam, with the rate falling along a cosine."""
     schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-len(x) // 64), 0.02)
-    # Compiling sixty layers with XLA takes longer than these few epochs.
-    fit(model, x, y, epochs, keras.optimizers.Adam(schedule), batch=64, callbacks=callbacks, jit=False)
+    fit(model, x, y, epochs, keras.optimizers.Adam(schedule), batch=64, callbacks=callbacks)
 
 
 def deployed(path, x, y) -> tuple[float, np.ndarray]:

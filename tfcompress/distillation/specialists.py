@@ -17,7 +17,8 @@ def confusable_sets(probabilities, sets: int, *, restarts: int = 10, seed: int =
     """Group classes that a generalist predicts together: k-means on the columns of its predictions' covariance matrix.
 
     Args:
-        probabilities: [cases, classes] predicted by the generalist; no labels are needed.
+        probabilities: [cases, classes] predicted by the generalist; no labels are needed. Soften those of a generalist that
+            is mostly right (a temperature of about 5), or k-means finds single classes and one set of all the others.
         sets: number of groups. restarts: starts of which the best is kept. seed: of the starts.
 
     Returns:

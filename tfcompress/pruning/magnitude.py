@@ -42,10 +42,11 @@ def smallest_alive(score, alive, number: int, level: float | None = None) -> tup
         (array([3, 2]), 2.0)
     """
     chosen = None
-    for factor in (1.1, 1.5) if level else ():
-        chosen = np.flatnonzero((score <= level * factor) & alive)
-        if len(chosen) >= number:
-            break
+    if level is not None:
+        for near in (1.1 * level, 1.5 * level):
+            chosen = np.flatnonzero((score <= near) & alive)
+            if len(chosen) >= number:
+                break
     if chosen is None or len(chosen) < number:
         chosen = np.flatnonzero(alive)
     found = score[chosen]
@@ -177,8 +178,8 @@ class MagnitudeMask(Mask):
         _, weights, masks = held
         first = all(m.chain.links[0] is m for m in members)
         values = weights.read() if first else [m._before() for m in members]
-        # A list: every member is asked.
-        if any([m._cut(value, step) for m, value, step in zip(members, values, steps, strict=True)]):
+        changed = [m._cut(value, step) for m, value, step in zip(members, values, steps, strict=True)]
+        if any(changed):
             masks.assign([m._alive_now()[0] for m in members])
 
     def _before(self) -> np.ndarray:
