@@ -73,6 +73,7 @@ class Compression(keras.callbacks.Callback):
             for link in chain.links:
                 if type(link).update is not Parametrization.update or "update_group" in type(link).__dict__:
                     self._groups.setdefault(type(link), []).append(link)
+        self._next_due = self._now
         self._update(self._now)
 
     def step(self, updates: int = 1) -> None:
@@ -84,18 +85,22 @@ class Compression(keras.callbacks.Callback):
 
     def _update(self, since: int) -> None:
         """Update the links of which a step between `since` and now is due."""
+        if self._now < self._next_due:
+            return
         for kind, members in self._groups.items():
-            due = []
-            for link in members:
-                every = int(getattr(link, "frequency", 1) or 1)
-                last, first = self._now - link.start, since - link.start
-                ends = {schedule.end for _, schedule in link.schedules()}
-                if last >= 0 and (
-                    last == 0 or last // every > (first - 1) // every or any(first <= end <= last for end in ends)
-                ):
-                    due.append(link)
+            due = [link for link in members if self._due_from(link, since) <= self._now]
             if due:
                 kind.update_group(due, [self._now - link.start for link in due])
+        links = (link for group in self._groups.values() for link in group)
+        self._next_due = min((self._due_from(link, self._now + 1) for link in links), default=self._now + 1)
+
+    @staticmethod
+    def _due_from(link: Parametrization, step: int) -> int:
+        """The first step at or after `step` at which a link is updated: its start, every `frequency`, and its schedules' ends."""
+        every = int(getattr(link, "frequency", 1) or 1)
+        own = max(step - link.start, 0)
+        ends = [schedule.end for _, schedule in link.schedules() if schedule.end >= own]
+        return link.start + min([-(-own // every) * every, *ends])
 
     def _sync(self) -> None:
         # On JAX the variables' values live in the trainer's own state during fit.
