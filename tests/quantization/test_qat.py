@@ -206,6 +206,19 @@ def test_no_range_of_its_own_where_the_runtime_passes_the_input_on():
     assert found == ["x"]
 
 
+def test_a_mean_over_one_number_has_its_inputs_range():
+    """As at the end of MobileNet at 32x32, whose last maps are 1x1; the bias behind is rounded by that range."""
+    i = keras.Input((4, 4, 3), name="x")
+    x = L.Conv2D(6, 4, activation="relu", name="last")(i)
+    head = L.Dense(2, name="head")
+    model = keras.Model(i, head(L.GlobalAveragePooling2D(name="pool")(x)))
+    assert [key for point in placement.points(model) for key in point.keys] == ["x", "last", "head"]
+    attached = tfcompress.apply(model, quantization.QAT(), data=np.ones((4, 4, 4, 3), "float32"), verbose=0)
+    assert placement.input_range(attached.get_layer("head")).name == "last_range"
+    wide = keras.Model(i, L.GlobalAveragePooling2D(name="pool")(L.Conv2D(6, 3, name="last")(i)))
+    assert [key for point in placement.points(wide) for key in point.keys] == ["x", "last", "pool"]
+
+
 # --- the whole road
 
 

@@ -1,6 +1,7 @@
 """Where a network's tensors are rounded in an int8 file, and so where ranges have to be learned."""
 
 import dataclasses
+import math
 
 import keras
 
@@ -23,6 +24,7 @@ TIED = (
     layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D,
     layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.UpSampling1D, layers.UpSampling2D, layers.Resizing,
 )  # fmt: skip
+AVERAGING = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D)
 TIED_OPERATORS = {
     "Reshape", "Transpose", "Squeeze", "ExpandDims", "GetItem", "Slice", "Pad", "Split", "Flip", "Repeat", "MaxPool",
     "AveragePool", "Ravel", "SwapAxes", "Moveaxis", "DepthToSpace", "SpaceToDepth", "Resize", "Tile", "BroadcastTo", "Take",
@@ -141,7 +143,7 @@ def _has_point(call: Call, readers, top: bool) -> bool:
         return False
     if isinstance(operation, layers.InputLayer):
         return top  # a nested model's input is the tensor outside, which has its own
-    if isinstance(operation, (*TRANSPARENT, *TIED)) or type(operation).__name__ in TIED_OPERATORS:
+    if _passes_on(operation, call.inputs[0].shape, call.outputs[0].shape):
         return False
     if isinstance(operation, layers.Activation) and not activation_name(operation):
         return False
@@ -153,6 +155,15 @@ def _has_point(call: Call, readers, top: bool) -> bool:
     if isinstance(operation, WITH_BIAS) and _adds_a_constant(reader):
         return False
     return not (fuses and activation_name(reader.operation) in CLAMPING)
+
+
+def _passes_on(operation, before, behind) -> bool:
+    """Whether an operation's output lies on its input's grid; `before` and `behind` are their shapes."""
+    if isinstance(operation, (*TRANSPARENT, *TIED)) or type(operation).__name__ in TIED_OPERATORS:
+        return True
+    # Means over one number each are their input, and the converter drops them.
+    averaging = isinstance(operation, AVERAGING) or type(operation).__name__ == "Mean"
+    return averaging and None not in behind[1:] and math.prod(n or 0 for n in before[1:]) == math.prod(behind[1:])
 
 
 def _adds_a_constant(call: Call) -> bool:
@@ -172,7 +183,7 @@ def _share(call: Call, placed: list[Point], maker, readers) -> None:
     mine = next(point for point in placed if call.key in point.keys)
     for tensor in call.inputs:
         source = maker[id(tensor)]
-        while isinstance(source.operation, (*TRANSPARENT, *TIED)) or type(source.operation).__name__ in TIED_OPERATORS:
+        while source.inputs and _passes_on(source.operation, source.inputs[0].shape, source.outputs[0].shape):
             source = maker[id(source.inputs[0])]
         theirs = next((point for point in placed if source.key in point.keys), None)
         if theirs is not None and theirs is not mine and theirs.fixed is None:
@@ -198,7 +209,7 @@ def _upstream(node):
         operation = _keras_compat.operation_of(node.input_tensors[0])
         if isinstance(operation, OutputRange):
             return operation
-        if not isinstance(operation, (*TRANSPARENT, *TIED)) and type(operation).__name__ not in TIED_OPERATORS:
+        shape, node = node.input_tensors[0].shape, _keras_compat.inbound_nodes(operation)[-1]
+        if not node.input_tensors or not _passes_on(operation, node.input_tensors[0].shape, shape):
             return None
-        node = _keras_compat.inbound_nodes(operation)[-1]
     return None
