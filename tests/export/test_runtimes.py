@@ -125,3 +125,17 @@ def test_files_run_under_the_old_runtime_or_say_that_they_do_not(worker, tmp_pat
         path = tmp_path / f"{precision}.tflite"
         assert not runtimes.before("2.14.0", reports[path].runs_from), precision
         assert not isinstance(old[path, False], str), old[path, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 2, 3], ids=["residual", "text", "recurrent"])
+def test_one_scale_a_dense_weight_brings_dynamic_files_to_the_old_runtime(worker, tmp_path, which):
+    _, model, data = _nets()[which]
+    path = tmp_path / "d.tflite"
+    report = export.tflite(model, path, "dynamic", calibration=data, per_tensor_dense=True, worker=worker, verbose=0)
+    assert not runtimes.before("2.14.0", report.runs_from)
+    wanted = export.Runner(path)(**data)
+    for outputs in old_runtime.run([path], data).values():
+        assert not isinstance(outputs, str), outputs
+        (value,) = outputs.values()
+        np.testing.assert_allclose(value, wanted, atol=0.05 * np.ptp(wanted))

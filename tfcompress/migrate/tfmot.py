@@ -116,6 +116,8 @@ def _assign(path: str, layer, values: list[tuple[str, np.ndarray]]) -> None:
                 f"{held} for it. The layer may be another thing in Keras 3; pass custom_objects= for layers of your own."
             )
         variable.assign(values.pop(place)[1])
+    # How many samples a Normalization was adapted to; Keras 3 does not keep it.
+    values = [(name, value) for name, value in values if _last(name) != "count"]
     if values:
         raise CompressionError(
             f"Layer {path!r} has weights in the file that its Keras 3 form does not have: {', '.join(name for name, _ in values)}."
