@@ -204,7 +204,9 @@ def _verify_table(report: VerifyReport):
     rows = [("file", f"{report.path} ({report.size:,} bytes)"), ("run by", report.runtime)]
     if report.runs_from:
         demand = f" (for {report.demanded_by})" if report.demanded_by else ""
-        rows.append(("runs from runtime", f"{report.runs_from} on{demand}; by the format's table of operators"))
+        rows.append(
+            ("runs from runtime", f"{report.runs_from} on{demand}; by LiteRT's table of operators, corrected by runs")
+        )
     rows += [("with XNNPACK, without", ", ".join(f"{k}: {v}" for k, v in report.runs.items()))]
     for o in report.outputs:
         text = f"largest error {o.largest:.3g} ({o.relative:.2%} of the range), mean {o.mean:.3g}"
