@@ -203,7 +203,7 @@ def _floats(row: dict) -> str:
 
 
 def _gpu(row: dict) -> str:
-    return {True: "yes", False: "no"}.get(row.get("gpu"), "")
+    return "" if row.get("gpu") is None else "yes" if row["gpu"] else "no"
 
 
 def _bytes(row: dict, r: dict) -> str:

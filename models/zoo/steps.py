@@ -307,11 +307,10 @@ def compared(entry: Entry, outputs, wanted, steps) -> dict:
         # A scale's last bit must not make one step two.
         row["within one"] = min(float((e <= 1.001 * step).mean()) for e, step in pairs)
     if entry.classified:
-        shares = [_agreement(*three) for three in zip(outputs, wanted, steps, strict=True)]
-        kept = [share for share, w in zip(shares, wanted, strict=True) if _has_classes(w)]
-        counted = [share for share in kept if share[0] is not None]
-        row["agreement"] = min((share[0] for share in counted), default=None)
-        row["counted"] = min((share[1] for share in kept), default=None)
+        scored = [three for three in zip(outputs, wanted, steps, strict=True) if _has_classes(three[1])]
+        shares = [_agreement(*three) for three in scored]
+        row["agreement"] = min((same for same, _ in shares if same is not None), default=None)
+        row["counted"] = min((share for _, share in shares), default=None)
     return row
 
 
@@ -322,7 +321,7 @@ def _has_classes(wanted) -> bool:
 
 def _agreement(output, want, step) -> tuple[float | None, float]:
     ordered = np.sort(want, axis=-1)
-    clear = ordered[..., -1] - ordered[..., -2 if want.shape[-1] > 1 else -1] > 2 * (step or 0.0)
+    clear = ordered[..., -1] - ordered[..., -2] > 2 * (step or 0.0)
     same = output.reshape(want.shape).argmax(-1) == want.argmax(-1)
     return (float(same[clear].mean()) if clear.any() else None), float(clear.mean())
 

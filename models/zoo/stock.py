@@ -42,7 +42,7 @@ def tried_with_tfmot(model) -> dict:
         return {"converts": None, "reason": "not tried: the environment of tools/bench_training.py is not there"}
     _hand_over(model)
     net = model.trained()
-    weights = {f"{i}": np.asarray(v) for i, v in enumerate(_layer_weights(net))}
+    weights: dict = {f"{i}": np.asarray(v) for i, v in enumerate(_layer_weights(net))}
     np.savez(model.path("weights.npz"), **weights)
     command = [str(python), "-m", "models.zoo.peers_tfmot", model.key, str(model.folder), str(model.entry.again)]
     answered, end = _ask(command, model, {"TF_USE_LEGACY_KERAS": "1"})
@@ -65,7 +65,7 @@ def _layer_weights(net):
 
 def _hand_over(model) -> None:
     """Inputs and targets for the other process."""
-    flat = {}
+    flat: dict = {}
     for name, value in (("x", model.x), ("y", model.y), ("x_test", model.x_test)):
         parts = value if isinstance(value, dict) else {"": value}
         flat |= {f"{name}/{key}": part for key, part in parts.items()}
