@@ -11,7 +11,7 @@ import numpy as np
 
 from tfcompress import schedules
 from tfcompress.core.codebooks import Codebook
-from tfcompress.core.grids import IntegerGrid
+from tfcompress.core.grids import IntegerGrid, LearnedGrid
 from tfcompress.core.masks import Mask
 from tfcompress.core.signs import SignWeight
 from tfcompress.core.variational import Gaussian
@@ -19,6 +19,7 @@ from tfcompress.parametrization import Parametrization, chains
 from tfcompress.pruning.bayes import GaussianWeight
 from tfcompress.pruning.magnitude import MagnitudeMask
 from tfcompress.quantization import BiasGrid
+from tfcompress.quantization.batchnorm import FoldedBias, FoldedKernel
 from tfcompress.sparsity.lfsr import LFSRMask
 
 BATCH = 8
@@ -129,6 +130,10 @@ CASES: dict[type, Case] = {
     IntegerGrid: Case(IntegerGrid, every_kind=True),
     # On anything but the bias of a layer between a range and an integer kernel it is the identity.
     BiasGrid: Case(BiasGrid, kinds=("dense",), assign="exact"),
+    LearnedGrid: Case(lambda: LearnedGrid(bits=4)),
+    # Without a normalization behind the layer they are the identity.
+    FoldedKernel: Case(FoldedKernel, kinds=("dense",), assign="exact"),
+    FoldedBias: Case(FoldedBias, kinds=("dense",), assign="exact"),
     Codebook: Case(lambda: Codebook(clusters=5), every_kind=True),
     GaussianWeight: Case(lambda: GaussianWeight(examples=BATCH, prior=Gaussian(1.0)), every_kind=True, assign="exact"),
     LFSRMask: Case(lambda: LFSRMask(density=0.4, seed=1), kinds=("dense", "conv2d", "depthwise")),

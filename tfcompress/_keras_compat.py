@@ -395,3 +395,8 @@ def input_structure(model):
     """The structure in which a graph model takes its inputs; None for a subclassed model."""
     graph = functional(model)
     return None if graph is None else graph._inputs_struct
+
+
+def moments(normalization, inputs, mask=None):
+    """Mean and variance of a batch along the axes of a BatchNormalization layer, as the layer takes them."""
+    return normalization._moments(inputs, mask)

@@ -1,6 +1,19 @@
 """Quantization: weights and outputs on few values."""
 
-from tfcompress.core.grids import IntegerGrid
-from tfcompress.quantization.qat import QAT, BiasGrid, QuantizedWeights, calibrate
+from tfcompress.core.grids import IntegerGrid, LearnedGrid
+from tfcompress.quantization.batchnorm import FreezeBatchNorm
+from tfcompress.quantization.qat import QAT
+from tfcompress.quantization.ranges import calibrate
+from tfcompress.quantization.scheme import Scheme
+from tfcompress.quantization.weights import BiasGrid, QuantizedWeights
 
-__all__ = ["QAT", "BiasGrid", "IntegerGrid", "QuantizedWeights", "calibrate"]
+__all__ = [
+    "QAT",
+    "BiasGrid",
+    "FreezeBatchNorm",
+    "IntegerGrid",
+    "LearnedGrid",
+    "QuantizedWeights",
+    "Scheme",
+    "calibrate",
+]

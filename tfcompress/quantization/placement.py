@@ -7,6 +7,7 @@ import keras
 
 from tfcompress import _keras_compat
 from tfcompress.graph.calls import Call, all_calls, calls, graph_of, is_nested
+from tfcompress.quantization.batchnorm import ScheduledBatchNormalization
 
 layers = keras.layers
 
@@ -44,6 +45,8 @@ WITH_BIAS = (
     layers.Conv1DTranspose, layers.Conv2DTranspose,
 )  # fmt: skip
 FIXED = {"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
+# What the 16-bit kernels of all these have.
+FIXED_16 = (1 / 32768, 0)
 WITH_ACTIVATION = (
     layers.Dense, layers.EinsumDense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D,
     layers.DepthwiseConv2D, layers.SeparableConv1D, layers.SeparableConv2D, layers.Conv1DTranspose,
@@ -57,11 +60,21 @@ class Point:
 
     Args:
         keys: call keys of the operations whose output it rounds; several where a concatenation makes them share it.
-        fixed: (scale, zero point) where the runtime allows no other.
+        fixed: (scale, zero point) of 8-bit codes where the runtime allows no other.
     """
 
     keys: list[str]
     fixed: tuple[float, int] | None = None
+
+
+def fixed_range(point: Point, bits: int) -> tuple[float, int] | None:
+    """(scale, zero point) that the runtime demands of a point's codes, or None.
+
+    Example:
+        >>> fixed_range(Point(["s"], FIXED["softmax"]), 16)
+        (3.0517578125e-05, 0)
+    """
+    return FIXED_16 if point.fixed is not None and bits == 16 else point.fixed
 
 
 def activation_name(operation) -> str:
@@ -148,6 +161,11 @@ def _has_point(call: Call, readers, top: bool) -> bool:
     if isinstance(operation, layers.Activation) and not activation_name(operation):
         return False
     following = readers.get(id(call.outputs[0]), [])
+    if isinstance(operation, ScheduledBatchNormalization):
+        # It is part of the layer before it, as which it leaves the graph.
+        operation = _keras_compat.operation_of(call.inputs[0])
+    elif len(following) == 1 and following[0] and isinstance(following[0].operation, ScheduledBatchNormalization):
+        return False
     fuses = isinstance(operation, FUSING) or type(operation).__name__ in FUSING_OPERATORS
     reader = following[0] if len(following) == 1 else None
     if reader is None or not _bare(operation):
