@@ -400,3 +400,10 @@ def input_structure(model):
 def moments(normalization, inputs, mask=None):
     """Mean and variance of a batch along the axes of a BatchNormalization layer, as the layer takes them."""
     return normalization._moments(inputs, mask)
+
+
+def is_builtin(layer) -> bool:
+    """Whether a layer is one of `keras.layers`, or made from one, so that what its weights do is known."""
+    # Where Keras keeps its layers; the module of the base class of all is among them.
+    modules = [base.__module__ for base in type(layer).__mro__ if base is not keras.layers.Layer]
+    return any(module.startswith("keras.src.layers.") for module in modules)

@@ -169,6 +169,35 @@ def enlarger():
     return keras.Model(i, L.Add(name="sum")([x, L.Resizing(16, 16, name="resized")(i)]))
 
 
+@keras.saving.register_keras_serializable("test_qat")
+class Shift(L.Layer):
+    """Adds a learned vector for each place."""
+
+    def build(self, shape):
+        self.offset = self.add_weight(name="offset", shape=tuple(shape[1:]), initializer="normal")
+
+    def call(self, inputs):
+        return inputs + self.offset
+
+
+@keras.saving.register_keras_serializable("test_qat")
+class Mix(L.Layer):
+    """A product of one's own."""
+
+    def build(self, shape):
+        self.matrix = self.add_weight(name="matrix", shape=(shape[-1], 6), initializer="normal")
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, self.matrix)
+
+
+def own_layers():
+    """Layers of the user's own, one that adds its weight and one that multiplies by it."""
+    return keras.Sequential(
+        [keras.Input((6, 4), name="x"), Shift(name="shift"), Mix(name="mix"), L.Flatten(), L.Dense(3)]
+    )
+
+
 def test_placement():
     model, _ = trained(residual, epochs=0)
     rows = {(row.layer, row.weight): row for row in tfcompress.summary(model).rows}
@@ -237,7 +266,7 @@ def assert_simulated_equals_deployed(model, x, tmp_path, **kwargs):
 
 
 @pytest.mark.skipif(not ON_TF, reason="conversions are tested once")
-@pytest.mark.parametrize("build", [residual, perceptron, enlarger])
+@pytest.mark.parametrize("build", [residual, perceptron, enlarger, own_layers])
 def test_simulated_network_equals_the_file(build, tmp_path):
     model, x = trained(build)
     report = assert_simulated_equals_deployed(model, x, tmp_path)

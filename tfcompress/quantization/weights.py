@@ -92,8 +92,11 @@ class QuantizedWeights(WeightMethod):
             return "it is on an integer grid already"
         # Values shared by all channels stay shared only on a grid that all channels share.
         shared = own is not None and any(link.shares_values for link in own.links)
+        # What a layer of the user's own does with a weight is not known: added or multiplied it is an operand that the
+        # runtime gives one scale, and one scale fits a kernel too.
+        one = shared or not _keras_compat.is_builtin(layer)
         scheme = self.choice.of(path, layer, weight)
-        return grid_of(scheme.bits, scheme.per_channel and not shared, scheme.weight_range)
+        return grid_of(scheme.bits, scheme.per_channel and not one, scheme.weight_range)
 
 
 def round_biases(model) -> list[Row]:
