@@ -1,5 +1,8 @@
 """Integer networks in NumPy, and grids made awkward on purpose: what the tests compare files with."""
 
+import contextlib
+
+import keras
 import numpy as np
 
 from tfcompress.record import Grid, Range
@@ -105,3 +108,14 @@ def run_codes(path, inputs: np.ndarray, delegate: bool = True) -> np.ndarray:
         made.invoke()
         results.append(made.get_tensor(out["index"])[0].astype(np.int64))
     return np.array(results)
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str):
+    """Layers made inside have this policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

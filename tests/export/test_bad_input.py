@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.export import oracle
 from tfcompress import export
 from tfcompress.errors import CompressionError
 from tfcompress.export import session as sessions
@@ -127,22 +128,10 @@ def test_ids_beyond_a_table_are_no_silent_zeros(refused):
     refused(model, calibration={"a": one, "b": one[:2]}, match="same number for every input")
 
 
-class _Policy:
-    def __init__(self, name):
-        self.name = name
-
-    def __enter__(self):
-        self.before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(self.name)
-
-    def __exit__(self, *_):
-        keras.config.set_dtype_policy(self.before)
-
-
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_other_dtype_policies_compute_in_float32_and_say_so(worker, tmp_path, policy, precision):
-    with _Policy(policy):
+    with oracle.dtype_policy(policy):
         x = keras.Input((8, 8, 3), name="x")
         y = layers.Conv2D(4, 3, name="c")(x)
         y = layers.ReLU(name="r")(layers.BatchNormalization(name="n")(y))
@@ -166,7 +155,7 @@ def test_a_subclassed_model_under_mixed_precision_says_what_it_needs(refused):
         def call(self, x):
             return self.one(x)
 
-    with _Policy("mixed_float16"):
+    with oracle.dtype_policy("mixed_float16"):
         net = Net(3)
     data = np.ones((4, 5), np.float32)
     net(data)

@@ -161,7 +161,7 @@ def test_a_batch_other_than_one(worker, convnet, images, tmp_path):
 
 def test_mixed_precision_and_subclassed_models(worker, tmp_path):
     x = keras.Input((6,), name="x")
-    with _policy("mixed_float16"):
+    with oracle.dtype_policy("mixed_float16"):
         mixed = keras.Model(
             x, layers.Dense(3, dtype="float32", name="o")(layers.Dense(8, activation="relu", name="h")(x))
         )
@@ -184,18 +184,6 @@ def test_mixed_precision_and_subclassed_models(worker, tmp_path):
     assert report.verification.max_error < 0.03
     with pytest.raises(CompressionError, match=r"samples=x\[:16\]"):
         export.tflite(net, tmp_path / "s.tflite", worker=worker, verbose=0)
-
-
-class _policy:
-    def __init__(self, name):
-        self.name = name
-
-    def __enter__(self):
-        self.before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(self.name)
-
-    def __exit__(self, *_):
-        keras.config.set_dtype_policy(self.before)
 
 
 def test_bad_requests_are_refused_before_anything_runs(worker, convnet, images, tmp_path):

@@ -43,7 +43,8 @@ def of_normalizations(model, values: Values) -> str | None:
         if rms > _FAR:
             return (
                 f"the calibration data does not look like the training data: before {call.key!r} it is {rms:.0f} times as far "
-                "from the mean as batch normalization saw in training. Check the pixels' scale (0..255 or 0..1) and normalization"
+                "from the mean as batch normalization saw in training. Check the pixels' scale (0..255 or 0..1) and normalization, "
+                "or train on until its statistics have settled"
             )
         if spread < _NEAR and moved:
             return (
