@@ -315,3 +315,17 @@ def test_a_bound_beyond_the_data_does_not_widen_a_range(worker, tmp_path):
     report = export.tflite(model, tmp_path / "u.tflite", "int8", calibration=data, worker=worker, verbose=0)
     assert report.verification.max_error < 0.06
     assert not report.verification.warnings
+
+
+def test_16_bit_sums_whose_scales_are_near_powers_of_two(worker, tmp_path):
+    """Pixels to -1..1: scales of 2, 1 and 1 over 32767, for which the kernel has a form that takes no coarser operand."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3)).astype(np.float32)
+    pixels[0, 0, 0] = (0, 128, 255)
+    image = keras.Input((4, 4, 3), name="image")
+    model = keras.Model(image, keras.layers.Rescaling(1 / 127.5, -1.0, name="scaled")(image))
+    report = export.tflite(
+        model, tmp_path / "w.tflite", "int16x8", calibration=pixels, boundary="int16", worker=worker, verbose=0
+    )
+    assert "ADD" in oracle.operators(tmp_path / "w.tflite")
+    assert report.verification.runs == {"xnnpack": "ok", "builtin": "ok"}
+    assert report.verification.max_error <= 1e-4

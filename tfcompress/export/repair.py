@@ -37,6 +37,7 @@ def repair(graph: Graph, ranges: dict[str, Range], collapse: bool = True) -> lis
         What was done, in words.
     """
     done = finish_dead_outputs(graph)
+    general_scales(graph)
     if collapse:
         done += collapse_floats(graph, ranges)
     set_versions(graph)
@@ -57,6 +58,17 @@ def finish_dead_outputs(graph: Graph) -> list[str]:
                 graph.tensors[t].quantization = copy.deepcopy(graph.tensors[integer[0]].quantization)
                 done.append(f"unused output {graph.name(t)} of {graph.kind(op)} made integer")
     return done
+
+
+def general_scales(graph: Graph) -> None:
+    """Sums and differences of 16-bit tensors take any scale.
+
+    Unless they say so, the kernel shifts instead of multiplying where all its scales are powers of two up to 0.1 %, and then
+    refuses operands that are coarser than the result (pixels scaled to 0..2, less 1).
+    """
+    for op in graph.operators:
+        if graph.kind(op) in ("ADD", "SUB") and graph.tensors[int(op.outputs[0])].type == INT16:
+            op.builtinOptions.potScaleInt16 = False
 
 
 def collapse_floats(graph: Graph, ranges: dict[str, Range]) -> list[str]:
