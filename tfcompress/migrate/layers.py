@@ -59,8 +59,8 @@ def layer_from(entry: dict, custom_objects: dict) -> keras.Layer:
     """A Keras 3 layer from the config of a tf_keras layer."""
     kind, config = entry["class_name"].rsplit(">", 1)[-1], dict(entry["config"])
     name = config.get("name", kind)
-    cls: Any = custom_objects.get(kind) or getattr(keras.layers, kind, None)
-    if not (inspect.isclass(cls) and issubclass(cls, keras.Layer)) or kind == "Lambda":
+    found: Any = custom_objects.get(kind) or getattr(keras.layers, kind, None)
+    if not (inspect.isclass(found) and issubclass(found, keras.Layer)) or kind == "Lambda":
         own = (
             "Python code that no config holds"
             if kind in ("Lambda", "TFOpLambda", "SlicingOpLambda")
@@ -77,6 +77,7 @@ def layer_from(entry: dict, custom_objects: dict) -> keras.Layer:
         raise CompressionError(
             f"Layer {name!r} has time_major=True, which Keras 3 does not know. Transpose its input instead."
         )
+    cls: type[keras.Layer] = found
     known = _arguments(cls)
     try:
         return cls.from_config({key: value for key, value in config.items() if known is None or key in known})
