@@ -19,8 +19,12 @@ KEPT = {
 }
 
 
+# Where training begins, of the dense nets and after every cut.
+RATE = {"lenet_300_100": 0.1, "lenet5": 0.05}
+
+
 def sgd(rate: float, epochs: int, images: int) -> keras.optimizers.SGD:
-    """SGD with momentum and L2, as the paper trains; a fresh one each round, its rate falling along a cosine."""
+    """SGD with momentum and L2, as the paper trains: one for the dense net and a fresh one each round, with a falling rate."""
     falling = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-images // 128), 0.01)
     return keras.optimizers.SGD(falling, momentum=0.9, weight_decay=5e-4)
 
@@ -40,10 +44,10 @@ def shares(name: str, ratio: float) -> dict[str, float]:
     return {layer.name: float(1 - min(k * high, 1.0)) for layer, k in zip(kernels, kept, strict=True)}
 
 
-def prune(model, sparsity: dict[str, float], x, y, epochs: int, rate: float):
+def prune(model, sparsity: dict[str, float], x, y, epochs: int):
     """One round: cut to a sparsity a layer, retrain the survivors from where they are."""
     small = apply(model, pruning.Magnitude(sparsity=sparsity), verbose=0)
-    fit(small, x, y, epochs, sgd(rate, epochs, len(x)), callbacks=[Compression()])
+    fit(small, x, y, epochs, sgd(RATE[model.name], epochs, len(x)), callbacks=[Compression()])
     return small
 
 
@@ -65,11 +69,11 @@ def measured(model, x_test, y_test, dense: float | None) -> dict[str, float]:
 def rounds(name: str, ratios, x, y, x_test, y_test, dense_epochs: int, epochs: int, rows: dict, log) -> keras.Model:
     """Train dense, then prune in rounds; fills `rows` and returns the dense model."""
     dense = models.build(name)
-    fit(dense, x, y, dense_epochs, sgd(0.05, dense_epochs, len(x)))
+    fit(dense, x, y, dense_epochs, sgd(RATE[name], dense_epochs, len(x)))
     rows[f"{name} dense"] = measured(dense, x_test, y_test, None)
     model = dense
     for ratio in ratios:
-        model = prune(model, shares(name, ratio), x, y, epochs, 0.02)
+        model = prune(model, shares(name, ratio), x, y, epochs)
         row = f"{name} {ratio:g}x"
         rows[row] = measured(model, x_test, y_test, rows[f"{name} dense"]["accuracy"])
         log(f"{row}: {rows[row]}")
@@ -107,7 +111,7 @@ def run(seed, quick, full, log):
     epochs = 1 if quick else 6
     dense = rounds("lenet_300_100", ROUNDS, x, y, *test, 2 if quick else 15, epochs, rows, log)
     last = f"lenet_300_100 {ROUNDS[-1]:g}x"
-    once = prune(dense, shares("lenet_300_100", ROUNDS[-1]), x, y, epochs * len(ROUNDS), 0.02)
+    once = prune(dense, shares("lenet_300_100", ROUNDS[-1]), x, y, epochs * len(ROUNDS))
     rows["lenet_300_100 one cut"] = measured(once, *test, rows["lenet_300_100 dense"]["accuracy"])
     rows["lenet_300_100 one cut"]["behind rounds"] = rows[last]["accuracy"] - rows["lenet_300_100 one cut"]["accuracy"]
     few = slice(0, 3000 if quick else None)

@@ -9,7 +9,7 @@ import models
 from models import datasets
 from models.experiments import Target, experiment
 from models.experiments._training import accuracy, fit
-from models.experiments.p011_connections import prune, sgd, shares
+from models.experiments.p011_connections import RATE, prune, sgd, shares
 from tfcompress import Compression, apply, codecs, finalize, pruning
 
 
@@ -45,11 +45,11 @@ def compress(name, x, y, x_test, y_test, epochs, ratios, plans, rows, log) -> No
     """Train, prune in rounds to about 12x, then share at several bit widths."""
     dense_epochs, round_epochs, share_epochs = epochs
     model = models.build(name)
-    fit(model, x, y, dense_epochs, sgd(0.05, dense_epochs, len(x)))
+    fit(model, x, y, dense_epochs, sgd(RATE[name], dense_epochs, len(x)))
     dense = accuracy(model, x_test, y_test)
     rows[f"{name} dense"] = {"accuracy": dense, "drop": 0.0}
     for ratio in ratios:
-        model = prune(model, shares(name, ratio), x, y, round_epochs, 0.02)
+        model = prune(model, shares(name, ratio), x, y, round_epochs)
     found = accuracy(model, x_test, y_test)
     whole, packed = file_bytes(name, finalize(model, verbose=0))
     rows[f"{name} pruned"] = {
