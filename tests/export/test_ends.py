@@ -252,6 +252,7 @@ def test_verify_and_inspect_of_a_file_from_elsewhere(worker, convnet, images, tm
     info = export.inspect(path)
     assert info.inputs == {"image": ((1, 16, 16, 3), "float32")}
     assert info.size == path.stat().st_size
+    assert f"from runtime {report.runs_from} on" in " ".join(str(info).split())
     assert info.census.macs == report.census.macs
     assert "CONV_2D" in str(info)
     import json

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from tfcompress.errors import CompressionError
-from tfcompress.export import census
+from tfcompress.export import census, runtimes
 from tfcompress.export.flatbuffer import FLOAT16, FLOAT32, TYPE_NAMES, Graph
 from tfcompress.export.reports import as_text
 
@@ -41,7 +41,7 @@ class FileInfo:
 
     Args:
         path: the file. size: its bytes. precision: what it looks like. inputs, outputs: {name: (shape, type)}.
-        operators, constants: row by row. census: the counts.
+        operators, constants: row by row. census: the counts. runs_from: the first TensorFlow Lite release that has every operator.
     """
 
     path: str
@@ -52,6 +52,7 @@ class FileInfo:
     operators: list[OperatorRow]
     constants: list[ConstantRow]
     census: census.Census
+    runs_from: str = ""
 
     @property
     def parameters(self) -> int:
@@ -67,7 +68,8 @@ class FileInfo:
         from rich.table import Table
 
         head = Table(
-            title=f"{self.path}: {self.size:,} bytes, {self.precision}, {self.census.macs:,} MACs", title_justify="left"
+            title=f"{self.path}: {self.size:,} bytes, {self.precision}, {self.census.macs:,} MACs, from runtime {self.runs_from} on",
+            title_justify="left",
         )
         for name in ("operator", "output", "shape", "type", "MACs"):
             head.add_column(name, justify="right" if name == "MACs" else "left")
@@ -125,7 +127,17 @@ def inspect(path) -> FileInfo:
         {graph.name(int(t)): (graph.shape(int(t)), TYPE_NAMES.get(graph.tensors[int(t)].type, "?")) for t in side}
         for side in (graph.subgraph.inputs, graph.subgraph.outputs)
     ]
-    return FileInfo(str(path), len(data), counted.precision, ends[0], ends[1], operators, constants, counted)
+    return FileInfo(
+        str(path),
+        len(data),
+        counted.precision,
+        ends[0],
+        ends[1],
+        operators,
+        constants,
+        counted,
+        runtimes.oldest(graph)[0],
+    )
 
 
 def _constant(view: Graph, t: int) -> ConstantRow | None:
