@@ -2,6 +2,7 @@
 
 from tfcompress.core.grids import IntegerGrid, LearnedGrid
 from tfcompress.quantization.batchnorm import FreezeBatchNorm
+from tfcompress.quantization.gap import simulation_gap
 from tfcompress.quantization.qat import QAT
 from tfcompress.quantization.ranges import calibrate
 from tfcompress.quantization.scheme import Scheme
@@ -16,4 +17,5 @@ __all__ = [
     "QuantizedWeights",
     "Scheme",
     "calibrate",
+    "simulation_gap",
 ]

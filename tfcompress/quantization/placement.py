@@ -156,7 +156,7 @@ def _has_point(call: Call, readers, top: bool) -> bool:
         return False
     if isinstance(operation, layers.InputLayer):
         return top  # a nested model's input is the tensor outside, which has its own
-    if _passes_on(operation, call.inputs[0].shape, call.outputs[0].shape):
+    if passes_on(operation, call.inputs[0].shape, call.outputs[0].shape):
         return False
     if isinstance(operation, layers.Activation) and not activation_name(operation):
         return False
@@ -175,7 +175,7 @@ def _has_point(call: Call, readers, top: bool) -> bool:
     return not (fuses and activation_name(reader.operation) in CLAMPING)
 
 
-def _passes_on(operation, before, behind) -> bool:
+def passes_on(operation, before, behind) -> bool:
     """Whether an operation's output lies on its input's grid; `before` and `behind` are their shapes."""
     if isinstance(operation, (*TRANSPARENT, *TIED)) or type(operation).__name__ in TIED_OPERATORS:
         return True
@@ -201,7 +201,7 @@ def _share(call: Call, placed: list[Point], maker, readers) -> None:
     mine = next(point for point in placed if call.key in point.keys)
     for tensor in call.inputs:
         source = maker[id(tensor)]
-        while source.inputs and _passes_on(source.operation, source.inputs[0].shape, source.outputs[0].shape):
+        while source.inputs and passes_on(source.operation, source.inputs[0].shape, source.outputs[0].shape):
             source = maker[id(source.inputs[0])]
         theirs = next((point for point in placed if source.key in point.keys), None)
         if theirs is not None and theirs is not mine and theirs.fixed is None:
@@ -228,6 +228,6 @@ def _upstream(node):
         if isinstance(operation, OutputRange):
             return operation
         shape, node = node.input_tensors[0].shape, _keras_compat.inbound_nodes(operation)[-1]
-        if not node.input_tensors or not _passes_on(operation, node.input_tensors[0].shape, shape):
+        if not node.input_tensors or not passes_on(operation, node.input_tensors[0].shape, shape):
             return None
     return None
