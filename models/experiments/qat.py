@@ -42,7 +42,7 @@ def deployed(path, x, y) -> tuple[float, np.ndarray]:
         Target("int8, trained", ">=", 99.5, figure="agreement %", text="top-1 of file and simulated network"),
     ],
     seeds=2,
-    note="MobileNetV2 of width 0.35 on 28x28. Accuracy on 2 000 test images, all through the .tflite file but float32.",
+    note="MobileNetV2 of width 0.35 on 28x28. Accuracy on the 10 000 test images, all through the .tflite file but float32.",
     tolerances={"accuracy": 8.0, "drop": 8.0, "agreement %": 3.0},
 )
 def run(seed, quick, full, log):
@@ -50,7 +50,9 @@ def run(seed, quick, full, log):
     images, epochs, again = (1_000, 1, 1) if quick else (12_000, 6, 2)
     data = datasets.load("fashion_mnist")
     x, y = data.x_train[:images], data.y_train[:images]
-    test = data.x_test[:2000], data.y_test[:2000]
+    test = data.x_test, data.y_test
+    if quick:
+        test = data.x_test[:2000], data.y_test[:2000]
     keras.utils.set_random_seed(seed)
     model = mobilenet_v2(input_shape=x.shape[1:], width=0.35, strides="small", classes=10)
     train(model, x, y, epochs, 2e-3)
@@ -63,7 +65,7 @@ def run(seed, quick, full, log):
         rows["int8, calibrated"] = {"accuracy": found, "drop": base - found, "file bytes": path.stat().st_size}
         log(f"calibrated: {rows['int8, calibrated']}")
         aware = apply(model, quantization.QAT(), data=x[:200], verbose=0)
-        train(aware, x, y, again, 2e-4, [Compression(per_layer=False)])
+        train(aware, x, y, again, 5e-5, [Compression(per_layer=False)])
         simulated = aware.predict(test[0], verbose=0)
         path = pathlib.Path(folder, "trained.tflite")
         export.tflite(aware, path, precision="int8", calibration=x[:200])
