@@ -191,7 +191,7 @@ def test_finalize_gives_folded_plain_layers(kind):
     name = "pointwise_kernel" if kind == "separable" else "kernel"
     kernel, bias = chain(small.get_layer("k"), name).numpy(), small.get_layer("k").bias.numpy()
     plain = tfcompress.finalize(small, verbose=0)
-    assert [type(layer) for layer in plain.layers][0].__module__.startswith("keras")
+    assert all(type(layer).__module__.startswith("keras.") for layer in plain.layers)
     assert not any("Normalization" in type(layer).__name__ for layer in plain.layers)
     assert np.array_equal(values(getattr(plain.get_layer("k"), name)), kernel)
     assert np.array_equal(values(plain.get_layer("k").bias), bias)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tfcompress
-from tfcompress import quantization, select
+from tfcompress import select
 from tfcompress.core.grids import IntegerGrid, LearnedGrid
 from tfcompress.errors import CompressionError
 from tfcompress.layers import OutputRange

@@ -61,7 +61,8 @@ class VerifyReport:
         target: {"name", "refusals", "checked_by"}. read_back: {"ranges", "weights": how many equal the trained ones}.
         normalization_left: MUL or ADD operators that stem from a batch normalization. tensors: errors tensor by tensor.
         warnings: sentences. runs_from: the first TensorFlow Lite release that has every operator of the file, and the
-            operator that demands it in `demanded_by`.
+            operator that demands it in `demanded_by`. exactness: an `Exactness` for each output, where one is more than a step
+            from its simulated network.
     """
 
     path: str
@@ -81,6 +82,7 @@ class VerifyReport:
     warnings: list[str]
     runs_from: str = ""
     demanded_by: str = ""
+    exactness: list = dataclasses.field(default_factory=list)
 
     @property
     def max_error(self) -> float:
@@ -215,6 +217,7 @@ def _verify_table(report: VerifyReport):
         if o.agreement is not None:
             text += f"; top-1 agreement {o.agreement:.1%}"
         rows.append((f"output {o.name}", text))
+    rows += [(f"float64 {e.output}", str(e)) for e in report.exactness]
     rows += [
         ("compared with", f"{report.compared_with} on {report.samples} samples"),
         ("operators", ", ".join(f"{kind} {n}" for kind, n in census.operators.items())),

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfcompress import _keras_compat
 from tfcompress.errors import CompressionError
-from tfcompress.export import calibrate, census, likeness, litert, runtimes, targets
+from tfcompress.export import calibrate, census, exactness, likeness, litert, runtimes, targets
 from tfcompress.export.data import as_inputs
 from tfcompress.export.flatbuffer import INT8, INT16, Graph
 from tfcompress.export.floatfile import layer_of
@@ -108,6 +108,9 @@ def verify(
         runs_from=release,
         demanded_by=because,
     )
+    if isinstance(reference, keras.Model) and integer:
+        given = _in_order(reference, dict(zip((p.name for p in runner.inputs), arrays, strict=True)))
+        report.exactness = exactness.against_float64(reference, given, report.outputs, main, wanted)
     return _judged(report)
 
 
@@ -157,15 +160,20 @@ def reference_outputs(reference, named: dict[str, np.ndarray], names: tuple[str,
 
 
 def _model_outputs(model: keras.Model, named: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """A Keras model's flat outputs; inputs go by name where the names agree, else by position."""
-    order = [t.name for t in _keras_compat.model_inputs(model) or []]
-    arrays = [named[name] for name in order] if set(order) == set(named) else list(named.values())
+    """A Keras model's flat outputs."""
+    arrays = _in_order(model, named)
     parts = []
     for start in range(0, len(arrays[0]), _CHUNK):
         chunk = [keras.ops.convert_to_tensor(a[start : start + _CHUNK]) for a in arrays]
         flat = keras.tree.flatten(_keras_compat.call_with_list(model, chunk))
         parts.append([np.array(keras.ops.convert_to_numpy(v)) for v in flat])
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _in_order(model, named: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Inputs in the model's order: by name where the names agree, else as they are."""
+    order = [t.name for t in _keras_compat.model_inputs(model) or []]
+    return [named[name] for name in order] if set(order) == set(named) else list(named.values())
 
 
 def output_error(name: str, got: np.ndarray, want: np.ndarray, step: float | None) -> OutputError:
