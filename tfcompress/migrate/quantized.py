@@ -180,10 +180,19 @@ def _plan(inserts: dict, rows: list[Row], keys: list[str], path: str, own: Named
             Row(path, "output", FLOAT, "TFMOT never saw data here; the first batch or calibration sets its range")
         )
     else:
-        layer.set_ends(min(low, 0.0), max(high, 0.0))
+        _set_grid(layer, min(low, 0.0), max(high, 0.0))
         note = "; an int8 file has its input's range there (export with strict=False)" if tied else ""
         rows.append(Row(path, "output", DONE, f"int8 range {low:.4g} to {high:.4g}{note}"))
     inserts.update(dict.fromkeys(keys, layer))
+
+
+def _set_grid(layer: OutputRange, low: float, high: float) -> None:
+    """Give a range TFMOT's own grid: 256 codes from end to end, moved so that 0.0 has one."""
+    scale = np.float32((high - low) / 255)
+    zero_point = np.clip(np.rint(-128 - low / np.float64(scale)), -128, 127)
+    states = (layer.minimum, layer.maximum, layer.scale, layer.zero_point, layer.ready)
+    for variable, value in zip(states, (low, high, scale, zero_point, 1), strict=True):
+        variable.assign(np.float32(value))
 
 
 def _has(own: Named, role: str) -> bool:
