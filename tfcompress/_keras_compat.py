@@ -407,3 +407,10 @@ def is_builtin(layer) -> bool:
     # Where Keras keeps its layers; the module of the base class of all is among them.
     modules = [base.__module__ for base in type(layer).__mro__ if base is not keras.layers.Layer]
     return any(module.startswith("keras.src.layers.") for module in modules)
+
+
+def mask_of(tensor):
+    """The mask that goes with a symbolic tensor (as Embedding with mask_zero and Masking make one), or None."""
+    from keras.src.backend import get_keras_mask
+
+    return get_keras_mask(tensor)

@@ -16,6 +16,8 @@ OUTPUT_RANGES = ("moving", "minmax", "percentile", "mse", "lsq")
 FROM_DATA = ("percentile", "mse", "lsq")
 # Values of a batch that are counted in calibration; of more, an even sample.
 _COUNTED = 1_000_000
+# Scores below are masked ones.
+_MASKED = -1e4
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -32,6 +34,8 @@ class OutputRange(keras.layers.Layer):
         estimator: "moving" (averages of each batch's extremes, from the first batch's or calibration data's), "minmax" (extremes
             of all batches), "percentile" or "mse" (of calibration data, then kept), or "lsq" (learned; see `Scheme`).
         percentile: of "percentile".
+        positive: the kernel behind divides by the values: 0 becomes the smallest code above it in training, 1e-12 else.
+        room: how far the range reaches below the smallest value. Values below -10,000 (masked scores) do not count.
 
     Example:
         >>> layer = OutputRange(fixed=(0.25, -128))
@@ -42,7 +46,8 @@ class OutputRange(keras.layers.Layer):
     attached_only = True  # `finalize` takes the layer out: its state is no part of the model's cost
 
     def __init__(self, bits: int = 8, momentum: float = 0.99, fixed=None, symmetric: bool = False,
-                 estimator: str = "moving", percentile: float = 99.99, **kwargs):  # fmt: skip
+                 estimator: str = "moving", percentile: float = 99.99, positive: bool = False, room: float = 0.0,
+                 **kwargs):  # fmt: skip
         super().__init__(**kwargs)
         if estimator not in OUTPUT_RANGES:
             known = OUTPUT_RANGES
@@ -51,6 +56,7 @@ class OutputRange(keras.layers.Layer):
         self.fixed = None if fixed is None else (float(fixed[0]), int(fixed[1]))
         self.symmetric, self.estimator = bool(symmetric) or self.bits == 16, estimator
         self._learned = estimator == "lsq" and fixed is None
+        self.positive, self.room = bool(positive), float(room)
         self._histogram: range_estimators.Histogram | None = None
         self.observing = False
         self.supports_masking = True
@@ -79,16 +85,25 @@ class OutputRange(keras.layers.Layer):
     def call(self, x, training=None):
         value = ops.cast(x, "float32")
         if self.observing:
-            self._observe(value)
+            self._observe(self._counted(value))
             return x
         with _keras_compat.no_autocast():
             if training and self.fixed is None and self.estimator in ("moving", "minmax"):
-                rounded = self._round(value, *self._follow(value))
+                rounded = self._round(value, *self._follow(self._counted(value)))
             elif training and self._learned:
                 rounded = ops.where(self.ready.value > 0, self._learn(value), value)
             else:
                 rounded = ops.where(self.ready.value > 0, self._round(value, *self.grid()), value)
+            if self.positive:
+                least = ops.stop_gradient(self.grid()[0]) * ops.cast(self.ready.value > 0, "float32")
+                # A kernel gives its largest output for 0, as for 1e-12; training needs a value that moves no average.
+                floor = least if training else 1e-12 * ops.cast(self.ready.value > 0, "float32")
+                rounded = ops.where(rounded < least, ops.stop_gradient(floor), rounded)
         return ops.cast(rounded, x.dtype)
+
+    def _counted(self, value):
+        """The values that the range follows."""
+        return ops.where(value < _MASKED, ops.zeros_like(value), value) if self.room else value
 
     def grid(self):
         """The scale and the zero point, as tensors."""
@@ -146,13 +161,19 @@ class OutputRange(keras.layers.Layer):
 
     def _affine(self, low, high, np):
         """Scale and zero point of the grid that holds low, high and 0, where 0.0 has a code of its own."""
-        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+        low, high = np.minimum(low, 0.0) - self.room, np.maximum(high, 0.0)
         least, most = (float(code) for code in self.codes)
         if self.symmetric:
             scale = np.maximum(np.maximum(-low, high), 1e-9) / most
             return scale, np.zeros_like(scale)
         scale = np.maximum(high - low, 1e-9) / (most - least)
-        return scale, np.clip(np.round(least - low / scale), least, most)
+        exact = least - low / scale
+        zero_point = np.clip(np.round(exact), least, most)
+        # A zero point halfway between two codes (pixels scaled to -1..1) puts such values halfway between two codes each, where
+        # a file may round the other way: the step grows until the nearest code of 0.0 leaves both ends in.
+        above, below = np.maximum(most - zero_point, 1.0), np.maximum(zero_point - least, 1.0)
+        wider = np.maximum(scale, np.maximum(high / above, -low / below))
+        return np.where(np.abs(exact - np.round(exact)) > 0.49, wider, scale), zero_point
 
     # Calibration: eager calls only
 
@@ -214,7 +235,7 @@ class OutputRange(keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        own = ("bits", "momentum", "fixed", "symmetric", "estimator", "percentile")
+        own = ("bits", "momentum", "fixed", "symmetric", "estimator", "percentile", "positive", "room")
         return {**super().get_config(), **{name: getattr(self, name) for name in own}}
 
 

@@ -7,6 +7,7 @@ import keras
 
 from tfcompress import _keras_compat
 from tfcompress.graph.calls import Call, all_calls, calls, graph_of, is_nested
+from tfcompress.graph.expansions import ROLE
 from tfcompress.quantization.batchnorm import ScheduledBatchNormalization
 
 layers = keras.layers
@@ -29,7 +30,7 @@ AVERAGING = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layer
 TIED_OPERATORS = {
     "Reshape", "Transpose", "Squeeze", "ExpandDims", "GetItem", "Slice", "Pad", "Split", "Flip", "Repeat", "MaxPool",
     "AveragePool", "Ravel", "SwapAxes", "Moveaxis", "DepthToSpace", "SpaceToDepth", "Resize", "Tile", "BroadcastTo", "Take",
-    "Max", "Min", "Amax", "Amin", "Fliplr", "Flipud",
+    "Max", "Min", "Amax", "Amin", "Fliplr", "Flipud", "Unstack",
 }  # fmt: skip
 # Their kernels clamp the result themselves, so that a ReLU behind them costs nothing and has the only tensor.
 FUSING = (
@@ -61,10 +62,14 @@ class Point:
     Args:
         keys: call keys of the operations whose output it rounds; several where a concatenation makes them share it.
         fixed: (scale, zero point) of 8-bit codes where the runtime allows no other.
+        positive: the kernel that reads it takes only values above 0, as rsqrt does.
+        room: how far the range reaches below its smallest value, for masked scores.
     """
 
     keys: list[str]
     fixed: tuple[float, int] | None = None
+    positive: bool = False
+    room: float = 0.0
 
 
 def fixed_range(point: Point, bits: int) -> tuple[float, int] | None:
@@ -126,7 +131,24 @@ def points(model) -> list[Point]:
     """
     placed: list[Point] = []
     _place(model, "", placed, set(), top=True)
-    return placed
+    return _by_role(model, placed)
+
+
+def _by_role(model, placed: list[Point]) -> list[Point]:
+    """Points of operations that say so (the steps of a recurrent layer) become one."""
+    roles = {call.key: call.operation.__dict__.get(ROLE) for call in all_calls(model)}
+    of_role: dict[str, Point] = {}
+    kept: list[Point] = []
+    for point in placed:
+        found = dict.fromkeys(role for key in point.keys if (role := roles[key]) is not None)
+        first = next((of_role[role] for role in found if role in of_role), None)
+        if first is None:
+            kept.append(first := point)
+        else:
+            first.keys += point.keys
+        for role in found:
+            of_role.setdefault(role, first)
+    return kept
 
 
 def _place(model, prefix: str, placed: list[Point], seen: set[int], top: bool) -> None:
@@ -143,8 +165,10 @@ def _place(model, prefix: str, placed: list[Point], seen: set[int], top: bool) -
                 seen.add(id(call.operation))
                 _place(call.operation, call.path + "/", placed, seen, top=False)
         elif _has_point(call, readers, top):
-            placed.append(Point([call.key], FIXED.get(activation_name(call.operation))))
-            if _is_concatenation(call.operation):
+            kinds = {type(reader.operation).__name__ for reader in readers.get(id(call.outputs[0]), []) if reader}
+            point = Point([call.key], FIXED.get(activation_name(call.operation)), "Rsqrt" in kinds, _room(call))
+            placed.append(point)
+            if _is_concatenation(call.operation) or point.room:
                 concatenations.append(call)
     for call in concatenations:
         _share(call, placed, maker, readers)
@@ -193,7 +217,15 @@ def _bare(operation) -> bool:
 
 
 def _is_concatenation(operation) -> bool:
-    return type(operation).__name__ in ("Concatenate", "Concat")
+    return type(operation).__name__ in ("Concatenate", "Concat", "Stack")
+
+
+def _room(call: Call) -> float:
+    """How far below all others the code of a masked score has to lie, so that softmax gives it none of 256 parts."""
+    low = call.args[2] if type(call.operation).__name__ == "Where" and len(call.args) == 3 else None
+    if not isinstance(low, float) or low > -1e4:
+        return 0.0
+    return math.log(512 * (call.outputs[0].shape[-1] or 1))
 
 
 def _share(call: Call, placed: list[Point], maker, readers) -> None:
@@ -201,6 +233,8 @@ def _share(call: Call, placed: list[Point], maker, readers) -> None:
     mine = next(point for point in placed if call.key in point.keys)
     for tensor in call.inputs:
         source = maker[id(tensor)]
+        if str(tensor.dtype) == "bool":
+            continue
         while source.inputs and passes_on(source.operation, source.inputs[0].shape, source.outputs[0].shape):
             source = maker[id(source.inputs[0])]
         theirs = next((point for point in placed if source.key in point.keys), None)

@@ -2,6 +2,7 @@
 
 from tfcompress import _keras_compat, select
 from tfcompress.errors import CompressionError
+from tfcompress.graph.expand import expand_layers
 from tfcompress.graph.fold import fold_batchnorm
 from tfcompress.method import DONE, FLOAT, Method, Row
 from tfcompress.quantization import batchnorm
@@ -77,7 +78,11 @@ class QAT(Method):
             raise CompressionError(
                 "Output ranges by percentile, mse or lsq begin with calibration data: apply(model, QAT(...), data=x[:200])."
             )
+        model, expanded = expand_layers(
+            model, lambda path, layer: self._choice.stays_float(path, layer, "output"), reuse=True
+        )
         model, rows = self._fold(model)
+        rows = expanded + rows
         model, more = weights.attach(model)
         rows += more
         model = split_activations(model)

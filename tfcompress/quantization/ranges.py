@@ -60,11 +60,13 @@ def insert_ranges(model, choice: Choice, layers=None, exclude=None):
             fixed = placement.fixed_range(point, scheme.output_bits)
             layer = OutputRange(
                 scheme.output_bits, scheme.momentum, fixed, scheme.symmetric_outputs, scheme.output_range, scheme.percentile,
+                point.positive, point.room,
                 name=f"{operation.name}{'_' + key.rsplit('#', 1)[1] if '#' in key else ''}_range", dtype="float32",
             )  # fmt: skip
             inserts.update(dict.fromkeys(point.keys, layer))
             how = " (fixed)" if fixed else "" if scheme.output_range == "moving" else f" by {scheme.output_range}"
-            shared = f", shared with {', '.join(point.keys[1:])}" if len(point.keys) > 1 else ""
+            more = f" and {len(point.keys) - 4} more" if len(point.keys) > 4 else ""
+            shared = f", shared with {', '.join(point.keys[1:4])}{more}" if len(point.keys) > 1 else ""
             rows.append(Row(key, "output", DONE, f"int{scheme.output_bits} range{how}{shared}"))
     return rebuild(model, insert=inserts, reuse=True), rows
 
