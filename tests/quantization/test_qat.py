@@ -43,7 +43,9 @@ def perceptron():
 
 def data(model, n=64, seed=0):
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, *model.input_shape[1:])).astype("float32")
+    shape = (n, *model.input_shape[1:])
+    whole = any(isinstance(layer, L.Rescaling) for layer in model.layers)
+    x = (rng.integers(0, 256, shape) if whole else rng.normal(size=shape)).astype("float32")
     return x, rng.normal(size=(n, *model.output_shape[1:])).astype("float32")
 
 
@@ -161,6 +163,28 @@ def test_ranges_always_hold_zero(ends):
     assert -128 <= layer.range.zero_point <= 127
 
 
+@pytest.mark.parametrize("ends", [(-1.0, 1.0), (-3.0, 3.0), (-2.5, 2.6)])
+def test_no_range_puts_its_ends_halfway_between_codes(ends):
+    """With 255 steps from -1 to 1, 0.0 lies between two codes, and every pixel scaled to -1..1 too."""
+    layer = OutputRange()
+    layer.build()
+    layer.set_ends(*ends)
+    low, high = ends
+    for end in ends:
+        off = end / layer.range.scale
+        assert abs(off - np.rint(off)) < 0.45
+    assert layer.range.minimum <= low + layer.range.scale / 2
+    assert layer.range.maximum >= high - layer.range.scale / 2
+    assert layer.range.scale <= 1.005 * (high - low) / 255
+
+
+def pixels():
+    """Pixels 0..255 scaled to -1..1 in the network, as several keras.applications do."""
+    i = keras.Input((12, 12, 3), name="image")
+    x = L.Conv2D(8, 3, 2, "same", activation="relu", name="first")(L.Rescaling(1 / 127.5, -1.0, name="scaled")(i))
+    return keras.Model(i, L.Dense(4, name="head")(L.Flatten()(x)))
+
+
 def enlarger():
     """Depth to space beside a resized copy of the input."""
     i = keras.Input((8, 8, 3), name="image")
@@ -266,7 +290,7 @@ def assert_simulated_equals_deployed(model, x, tmp_path, **kwargs):
 
 
 @pytest.mark.skipif(not ON_TF, reason="conversions are tested once")
-@pytest.mark.parametrize("build", [residual, perceptron, enlarger, own_layers])
+@pytest.mark.parametrize("build", [residual, perceptron, enlarger, own_layers, pixels])
 def test_simulated_network_equals_the_file(build, tmp_path):
     model, x = trained(build)
     report = assert_simulated_equals_deployed(model, x, tmp_path)
