@@ -4,6 +4,8 @@ Pure NumPy. A tensor's values stream through a `Histogram` of bounded size, and 
 `estimate(histogram, "mse")`. Weights, which are at hand as a whole, get their steps from `mse_units`.
 """
 
+import bisect
+
 import numpy as np
 
 from tfcompress.errors import CompressionError, nearest
@@ -77,7 +79,9 @@ class Histogram:
             width *= 2
         first, last = int(np.floor(self.low / width)), int(np.floor(self.high / width))
         if self.width and (width != self.width or first != self.first or last - first + 1 != len(self.counts)):
-            target = (self.first + np.arange(len(self.counts))) // round(width / self.width) - first
+            # Exact: widths are powers of two.
+            begins = (self.first + np.arange(len(self.counts))) * self.width
+            target = np.floor(begins / width).astype(np.int64) - first
             size = last - first + 1
             counts = np.zeros(size, np.int64)
             np.add.at(counts, target, self.counts)
@@ -252,7 +256,9 @@ def kl(histogram: Histogram, bits: int = 8, symmetric: bool = False) -> tuple[fl
     if counts.sum() == 0:
         return low, high
     ends = _bounds(histogram, 2**bits)
-    divergence = [_divergence(counts, *_slice(histogram, end), 2**bits - symmetric) for end in ends]
+    divergence = [
+        _divergence(counts, *_slice(histogram, round(end / histogram.width)), 2**bits - symmetric) for end in ends
+    ]
     best = len(ends) - 1 - int(np.argmin(divergence[::-1]))
     bound = min(float(ends[best]), max(-low, high))
     return (-bound, bound) if symmetric else (max(low, -bound), min(high, bound))
@@ -268,15 +274,15 @@ def _without_zeros(histogram: Histogram) -> np.ndarray:
 def _bounds(histogram: Histogram, levels: int) -> np.ndarray:
     """The bounds T that "kl" tries: multiples of the bin's width, from as many bins as there are codes to all of them."""
     largest = int(max(-histogram.first, histogram.first + len(histogram.counts)))
-    spans = (_slice(histogram, n * histogram.width) for n in range(1, largest + 1))
-    least = next((n for n, (start, stop) in enumerate(spans, 1) if stop - start >= levels), largest)
+    # A range's bins grow with its bound; a constant far from 0 has too many bounds to go through.
+    spans = bisect.bisect_left(range(1, largest + 1), levels, key=lambda n: np.subtract(*_slice(histogram, n)[::-1]))
+    least = min(spans + 1, largest)
     return np.unique(np.linspace(least, largest, _BOUNDS).round()) * histogram.width
 
 
-def _slice(histogram: Histogram, end: float) -> tuple[int, int]:
-    """The bins between -end and end."""
-    n = round(end / histogram.width)
-    return max(0, -n - histogram.first), min(len(histogram.counts), n - histogram.first)
+def _slice(histogram: Histogram, n: int) -> tuple[int, int]:
+    """The bins between n widths below and above 0."""
+    return max(0, -n - histogram.first), max(0, min(len(histogram.counts), n - histogram.first))
 
 
 def _divergence(counts: np.ndarray, start: int, stop: int, levels: int) -> float:

@@ -5,6 +5,7 @@ import dataclasses
 from tfcompress.errors import CompressionError
 from tfcompress.export import boundary as ends
 from tfcompress.export import halffloat, quantize, ranges
+from tfcompress.export.calibrate import Estimator
 from tfcompress.export.flatbuffer import Graph
 from tfcompress.export.match import file_weights
 from tfcompress.export.ranges import Trained
@@ -21,14 +22,14 @@ INTEGER = ("int8", "int16x8", "int4")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What one file is asked to be; the names are those of `tflite`."""
+    """What one file is asked to be; the names are those of `tflite`, the estimator is of the ranges."""
 
     precision: str
     boundary: str
     target: Target
     strict: bool
     sparse: bool
-    percentile: float | None
+    estimator: Estimator
     per_tensor_dense: bool
 
 
@@ -160,7 +161,7 @@ def _ranges(
             )
         seen = ranges.Statistics({}, {}, 0)
     else:
-        seen = session.statistics(unrolled, prepended, options.percentile)
+        seen = session.statistics(unrolled, prepended, options.estimator)
     return ranges.spread(source.graph, trained, seen, bits, options.strict)
 
 

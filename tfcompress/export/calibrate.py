@@ -1,19 +1,66 @@
-"""Statistics of a float file's tensors on calibration data, taken in the interpreter.
+"""Statistics of a float file's tensors on calibration data, taken in the interpreter, in memory that does not grow.
 
-Min and max are the extremes, or percentiles where asked. litert-quantizer's own calibration is a moving average of the
-extremes, which clips, and is not used.
+A range is the extremes, or what `core.range_estimators` makes of a histogram of the values. litert-quantizer's own
+calibration is a moving average of the extremes, which clips, and is not used.
 """
 
 import dataclasses
 
 import numpy as np
 
-from tfcompress.errors import CompressionError
+from tfcompress.core import range_estimators
+from tfcompress.errors import CompressionError, nearest
 from tfcompress.export import litert
 from tfcompress.export.flatbuffer import FLOAT32, Graph
 
-# Values kept per tensor for percentiles; beyond it every run contributes an even sample.
-_KEPT = 200_000
+# Values of a tensor that one run contributes to its histogram; of more, an even sample. Extremes are of all values.
+_COUNTED = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """How ranges are made of values.
+
+    Args:
+        method: one of `range_estimators.METHODS`. percentile: for "percentile". bits: of the codes, for "mse" and "kl";
+            16-bit codes are symmetric.
+
+    Example:
+        >>> Estimator.of(None, 99.9), Estimator.of("mse", None, bits=16).bits
+        (Estimator(method='percentile', percentile=99.9, bits=8), 16)
+    """
+
+    method: str = "minmax"
+    percentile: float = range_estimators.PERCENTILE
+    bits: int = 8
+
+    @classmethod
+    def of(cls, method: str | None, percentile: float | None, bits: int = 8) -> "Estimator":
+        """From the options `calibration_method` and `percentile`, each of which may be None.
+
+        Raises:
+            CompressionError: the method is unknown, or a percentile is given with another one.
+        """
+        if method is None:
+            method = "minmax" if percentile is None else "percentile"
+        if method not in range_estimators.METHODS:
+            known = range_estimators.METHODS
+            raise CompressionError(f"calibration_method is one of {', '.join(known)}. {nearest(str(method), known)}")
+        if percentile is not None:
+            range_estimators.check_percent(percentile)
+            if method != "percentile":
+                raise CompressionError(
+                    f"percentile={percentile} belongs to calibration_method='percentile', not {method!r}."
+                )
+        # Extremes and percentiles do not depend on the codes.
+        own = bits if method in ("mse", "kl") else 8
+        return cls(method, range_estimators.PERCENTILE if percentile is None else percentile, own)
+
+    def ends(self, histogram: range_estimators.Histogram) -> tuple[float, float]:
+        """The range of a tensor from its histogram."""
+        return range_estimators.estimate(
+            histogram, self.method, percent=self.percentile, bits=self.bits, symmetric=self.bits == 16
+        )
 
 
 @dataclasses.dataclass
@@ -21,7 +68,7 @@ class Statistics:
     """Ranges seen on calibration data.
 
     Args:
-        low, high: {tensor name: smallest, largest value}, percentiles where asked for.
+        low, high: {tensor name: smallest, largest value}, or what an estimator makes of them.
         samples: how many samples were run.
     """
 
@@ -30,24 +77,22 @@ class Statistics:
     samples: int
 
 
-def collect(data: bytes, runs: list[list[np.ndarray]], percentile: float | None = None) -> Statistics:
+def collect(data: bytes, runs: list[list[np.ndarray]], estimator: Estimator | None = None) -> Statistics:
     """Run a float file and note the range of every activation.
 
     Args:
-        data: the float file. runs: inputs of each run, in the file's order.
-        percentile: None for the extremes, else e.g. 99.99 for the range that holds this share of the values.
+        data: the float file. runs: inputs of each run, in the file's order. estimator: by default the extremes.
 
     Raises:
         CompressionError: an activation is not finite.
     """
-    if percentile is not None and not 50 < percentile <= 100:
-        raise CompressionError(f"percentile must be above 50 and at most 100, e.g. 99.99; got {percentile}.")
+    estimator = estimator or Estimator()
     graph = Graph(data)
     watched = activations(graph)
     made = litert.interpreter(data, delegate=False, keep_tensors=True)
     low: dict[str, float] = {}
     high: dict[str, float] = {}
-    kept: dict[str, list[np.ndarray]] = {}
+    histograms: dict[str, range_estimators.Histogram] = {}
     for run in runs:
         litert.invoke(made, run)
         for index, name in watched.items():
@@ -59,14 +104,11 @@ def collect(data: bytes, runs: list[list[np.ndarray]], percentile: float | None 
                 raise CompressionError(f"Tensor {name!r} holds NaN or infinite values on the calibration data.")
             low[name] = min(least, low.get(name, least))
             high[name] = max(most, high.get(name, most))
-            if percentile is not None:
+            if estimator.method != "minmax":
                 flat = value.ravel()
-                kept.setdefault(name, []).append(flat[:: max(1, len(flat) * len(runs) // _KEPT)].copy())
-    if percentile is not None:
-        for name, parts in kept.items():
-            low[name], high[name] = (
-                float(q) for q in np.percentile(np.concatenate(parts), [100 - percentile, percentile])
-            )
+                histograms.setdefault(name, range_estimators.Histogram()).add(flat[:: -(-len(flat) // _COUNTED)])
+    for name, histogram in histograms.items():
+        low[name], high[name] = estimator.ends(histogram)
     return Statistics(low, high, sum(len(run[0]) for run in runs))
 
 

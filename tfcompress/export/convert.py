@@ -124,13 +124,14 @@ def _write(session: Session, path, options: Options, check: bool, simulated, ver
 def _plans(files, boundary, preset: Target, strict, sparse, ranges, per_tensor_dense) -> dict[Any, Options]:
     """Every file's options, checked before anything is converted."""
     per_tensor = preset.per_tensor_dense if per_tensor_dense is None else per_tensor_dense
+    method, percentile = ranges
     plans = {}
     for path, precision in files.items():
         own = targets.boundary_of(preset, boundary) if precision in INTEGER else "float32"
         targets.check_request(preset, precision, own)
         if sparse:
             sparsity.check_offered(precision)
-        estimator = Estimator.of(*ranges, bits=16 if precision == "int16x8" else 8)
+        estimator = Estimator.of(method, percentile, 16 if precision == "int16x8" else 8)
         plans[path] = Options(precision, own, preset, strict, sparse, estimator, per_tensor)
     return plans
 

@@ -86,7 +86,7 @@ class Session:
         self.free_batch = tensors is None or any(t.shape[0] is None for t in tensors)
         self.normalisation = Normalisation.of(normalisation, self.ports)
         self._float_files: dict[tuple[bool, bool, bool], FloatFile] = {}
-        self._statistics: dict[tuple[bool, bool, float | None], calibrate.Statistics] = {}
+        self._statistics: dict[tuple[bool, bool, calibrate.Estimator], calibrate.Statistics] = {}
 
     def _ends(self, samples, calibration) -> tuple[Signature, list | None, list | None]:
         """The file's ends with fixed sizes, the calibration data and the samples (or the former in their place)."""
@@ -149,14 +149,14 @@ class Session:
         """Samples cut into runs of the float file, raw where it normalises by itself."""
         return batches(self.normalisation.raw(arrays) if prepended else arrays, self.batch, most)
 
-    def statistics(self, unrolled: bool, prepended: bool, percentile: float | None) -> calibrate.Statistics:
+    def statistics(self, unrolled: bool, prepended: bool, estimator: calibrate.Estimator) -> calibrate.Statistics:
         """Ranges on the calibration data (the samples where a record leaves little to calibrate), taken once."""
-        key = (unrolled, prepended, percentile)
+        key = (unrolled, prepended, estimator)
         if key not in self._statistics:
             arrays = self.calibration if self.calibration is not None else self.samples
             with self._timed("calibration"):
                 self._statistics[key] = calibrate.collect(
-                    self.float_file(unrolled, prepended, True).data, self.runs(arrays, prepended), percentile
+                    self.float_file(unrolled, prepended, True).data, self.runs(arrays, prepended), estimator
                 )
         return self._statistics[key]
 
