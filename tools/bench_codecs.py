@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Speed and size of the codecs against raw bytes, deflate (what a zip does) and zstandard.
 
-    python tools/bench_codecs.py [--elements 10000000] [--repeat 3] [--json FILE]
+    python tools/bench_codecs.py [--elements 10000000] [--repeat 3] [--json FILE] [--write]
 
 Each tensor is what one family of methods leaves behind; seconds are the best of the repeats, megabytes are those of the
 plain array. "entropy" is the zero-order entropy of the elements' bit patterns with each distinct value written once, in
@@ -112,12 +112,30 @@ def line(row: dict) -> str:
     )
 
 
+def markdown(rows: list[dict]) -> str:
+    """The table for docs/performance.md."""
+    lines = [
+        "| tensor | coder | bytes | ratio | of entropy | encode MB/s | decode MB/s |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        share = f"{row['bytes'] / row['entropy_bytes']:.3f}" if row["entropy_bytes"] else "-"
+        lines.append(
+            f"| {row['tensor']} | {row['coder']} | {row['bytes']:,} | {row['ratio']:.2f} | {share} | "
+            f"{row['encode_mb_per_second']:.0f} | {row['decode_mb_per_second']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Parse the arguments, print the table, write the JSON."""
+    """Parse the arguments, print the table, write the JSON and with --write the section of docs/performance.md."""
+    from bench_training import write
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--elements", type=int, default=10_000_000, help="of each tensor (default: 10,000,000)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of which the fastest counts (default: 3)")
     parser.add_argument("--json", type=pathlib.Path, help="file to write the rows to")
+    parser.add_argument("--write", action="store_true", help="write docs/performance.md")
     arguments = parser.parse_args()
     if arguments.elements < 1 or arguments.repeat < 1:
         parser.error("--elements and --repeat have to be at least 1")
@@ -125,6 +143,8 @@ def main() -> None:
     rows = measure(arguments.elements, arguments.repeat)
     if arguments.json:
         arguments.json.write_text(json.dumps({"elements": arguments.elements, "rows": rows}, indent=1) + "\n")
+    if arguments.write:
+        write(f"{arguments.elements:,} elements a tensor.\n\n{markdown(rows)}", "codecs")
 
 
 if __name__ == "__main__":

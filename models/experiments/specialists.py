@@ -55,7 +55,7 @@ def experts(model, x, y, epochs: int, rate: float, seed: int, log):
     stand_in="100 classes, pairs of digits side by side, for the 15 000 classes of JFT",
     sizes={
         "quick": "10 000 pairs, 2 epochs, 2 of each specialist",
-        "standard": "100 000 pairs, generalist 1568-200-100, 5 epochs; 10 specialists, 8 epochs each on their half and half",
+        "standard": "100 000 pairs, generalist 1568-200-100, 5 epochs; 10 specialists, 12 epochs each on their half and half",
     },
     baseline=("generalist", "generalist, trained on"),
     targets=[
@@ -69,7 +69,7 @@ def experts(model, x, y, epochs: int, rate: float, seed: int, log):
 )
 def run(seed, quick, full, log):
     """The generalist, its specialists combined with it, and the generalist that trains on instead."""
-    count, epochs, more = (10_000, 2, 2) if quick else (100_000, 5, 8)
+    count, epochs, more = (10_000, 2, 2) if quick else (100_000, 5, 12)
     data = datasets.load("mnist")
     x, y = pairs(data.x_train.reshape(-1, 784), data.y_train, count, seed)
     x_test, y_test = pairs(data.x_test.reshape(-1, 784), data.y_test, 10_000, seed + 1)
