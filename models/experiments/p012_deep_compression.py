@@ -9,7 +9,7 @@ import models
 from models import datasets
 from models.experiments import Target, experiment
 from models.experiments._training import accuracy, fit
-from models.experiments.p011_connections import RATE, prune, sgd, shares
+from models.experiments.p011_connections import RATE, ROUNDS, prune, sgd, shares
 from tfcompress import Compression, apply, codecs, finalize, pruning
 
 
@@ -91,9 +91,9 @@ def run(seed, quick, full, log):
     rows: dict[str, dict[str, float]] = {}
     keras.utils.set_random_seed(seed)
     plans = {f"{bits} bits": bits for bits in (6, 5, 4, 3, 2)}
-    test, ratios = (data.x_test, data.y_test), (4.0, 12.0)
-    compress("lenet_300_100", x, y, *test, (2, 1, 1) if quick else (15, 6, 3), ratios, plans, rows, log)
+    test = data.x_test, data.y_test
+    compress("lenet_300_100", x, y, *test, (2, 1, 1) if quick else (15, 6, 3), ROUNDS[:3], plans, rows, log)
     mixed = {f"{bits} bits": {"conv*": 8, "*": bits} for bits in (5, 4)}
     few = slice(0, 3000 if quick else None)
-    compress("lenet5", x[few], y[few], *test, (1, 1, 1) if quick else (5, 3, 2), ratios, mixed, rows, log)
+    compress("lenet5", x[few], y[few], *test, (1, 1, 1) if quick else (5, 3, 2), (4.0, 12.0), mixed, rows, log)
     return rows
