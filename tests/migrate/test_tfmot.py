@@ -58,6 +58,7 @@ def test_the_fixtures_are_there():
     assert sum(path.stat().st_size for path in FIXTURES.iterdir()) < 1_500_000
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", NAMES)
 def test_a_migrated_model_predicts_what_tfmots_did(name):
     model, facts = _migrated(name)
