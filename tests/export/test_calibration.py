@@ -145,7 +145,7 @@ def test_kl_is_what_a_search_by_the_definition_finds(kind):
             scores[bound] = scipy.stats.entropy(p, q)
     best = min(scores.values())
     near = min(scores, key=lambda bound: abs(bound - found))
-    assert scores[near] <= best + 0.02 * (scores[max(scores)] - best) + 1e-9
+    assert scores[near] <= 1.02 * best + 1e-9
 
 
 def test_kl_clips_an_outlier_and_keeps_a_plain_range():
@@ -191,7 +191,7 @@ def test_c21_every_method_sets_the_ranges_of_the_file(worker, convnet, images, t
     assert errors["kl"] < errors["minmax"]
 
 
-def test_c21_memory_does_not_grow_with_the_data(convnet, worker, images, tmp_path):
+def test_c21_ranges_of_the_same_data_six_times_are_the_same(convnet, worker, images, tmp_path):
     from tfcompress.export import calibrate
     from tfcompress.export.session import Session
 
@@ -200,8 +200,8 @@ def test_c21_memory_does_not_grow_with_the_data(convnet, worker, images, tmp_pat
         timeout=300, custom_ops=False, force=False,
     )  # fmt: skip
     data = session.float_file(False, False).data
-    once = calibrate.collect(data, [[images[:1]]], calibrate.Estimator("kl"))
-    often = calibrate.collect(data, [[images[:1]]] * 6, calibrate.Estimator("kl"))
+    once = calibrate.collect(data, [[images[:1]]], calibrate.Estimator("mse"))
+    often = calibrate.collect(data, [[images[:1]]] * 6, calibrate.Estimator("mse"))
     assert once.high == pytest.approx(often.high)
     assert often.samples == 6
 

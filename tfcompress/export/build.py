@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tfcompress.errors import CompressionError
+from tfcompress.errors import CompressionError, nearest
 from tfcompress.export import boundary as ends
 from tfcompress.export import halffloat, quantize, ranges
 from tfcompress.export.calibrate import Estimator
@@ -31,6 +31,7 @@ class Options:
     sparse: bool
     estimator: Estimator
     per_tensor_dense: bool
+    keep_float: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -92,9 +93,10 @@ def integer(session: Session, options: Options, collapse: bool) -> Built:
         # Without a trained range the raw pixels' range is the input's own, and no conversion is needed.
         trained.ranges.setdefault(name, (name, value))
     plan, calibrated = _ranges(session, options, source, trained, unrolled, prepended, bits)
-    narrow = _narrow(source.graph, trained, session.record) if options.precision == "int4" else set()
+    floats = _floats(source, options.keep_float)
+    narrow = _narrow(source.graph, trained, session.record, floats) if options.precision == "int4" else set()
     try:
-        quantized = quantize.static(source.data, plan, trained, bits, options.per_tensor_dense, narrow)
+        quantized = quantize.static(source.data, plan, trained, bits, options.per_tensor_dense, narrow, floats)
     except quantize.Refusal as error:
         return _by_the_converter(session, options, source, unrolled, prepended, error)
     graph = Graph(quantized)
@@ -103,14 +105,18 @@ def integer(session: Session, options: Options, collapse: bool) -> Built:
     quantize.seal(graph, source.graph, plan, trained)
     ends.set_boundary(graph, options.boundary, fed)
     data = graph.to_bytes()
-    known = {name: (operation, plan[name]) for name, (operation, _) in trained.ranges.items() if name in plan}
+    known = {
+        name: (operation, plan[name])
+        for name, (operation, _) in trained.ranges.items()
+        if name in plan and name not in floats  # behind a float operator a copy of the tensor has the range
+    }
     expected = _expected(source.graph, known, trained)
     counts = {
         "trained": len(known),
         "calibrated": len(calibrated),
         "fixed or tied": len(plan) - len(known) - len(calibrated),
     }
-    products = [w for w in file_weights(source.graph) if w.axis is not None]
+    products = [w for w in file_weights(source.graph) if w.axis is not None and w.tensor not in _read_by(source.graph, floats)]
     weights = {
         "trained": len(expected.weights),
         "by extremes": sum(source.graph.name(w.tensor) not in trained.scales for w in products),
@@ -133,7 +139,8 @@ def _by_the_converter(
     session: Session, options: Options, source: FloatFile, unrolled: bool, prepended: bool, error: Exception
 ) -> Built:
     """The fall-back where litert-quantizer refuses a file: the stock converter quantizes it, in the worker."""
-    if session.record or options.boundary != "float32" or options.precision == "int4" or options.per_tensor_dense:
+    asked = options.precision == "int4" or options.per_tensor_dense or options.keep_float
+    if session.record or options.boundary != "float32" or asked:
         raise CompressionError(
             f"{error} The stock converter cannot take its place here: it knows no trained grids, no 4 bits, no single scale "
             "a dense weight, and its ends are float."
@@ -165,9 +172,34 @@ def _ranges(
     return ranges.spread(source.graph, trained, seen, bits, options.strict)
 
 
-def _narrow(graph: Graph, trained: Trained, record: Record) -> set[str]:
+def _floats(source: FloatFile, names: tuple[str, ...]) -> frozenset[str]:
+    """The tensors that carry the values of some Keras operations; what writes them stays float."""
+    found: set[str] = set()
+    for name in names:
+        if name not in source.operations:
+            raise CompressionError(f"keep_float: the model has no operation {name!r}. {nearest(name, source.operations)}")
+        found |= set(source.operations[name])
+    if names and not found:
+        raise CompressionError(
+            f"keep_float: no tensor of the file carries the value of {', '.join(names)} (the converter folded it into its "
+            "neighbour); name the operation behind it too."
+        )
+    return frozenset(found)
+
+
+def _read_by(graph: Graph, outputs: frozenset[str]) -> set[int]:
+    """What the operators that write some tensors read."""
+    writers = (op for op in graph.operators if graph.name(int(op.outputs[0])) in outputs)
+    return {int(t) for op in writers for t in op.inputs}
+
+
+def _narrow(graph: Graph, trained: Trained, record: Record, floats: frozenset[str]) -> set[str]:
     """The weights to be stored in 4 bits: all that the runtime has a kernel for, and whose grid fits where one was trained."""
-    able = {graph.name(int(op.inputs[1])) for op in graph.operators if graph.kind(op) in quantize.NARROW}
+    able = {
+        graph.name(int(op.inputs[1]))
+        for op in graph.operators
+        if graph.kind(op) in quantize.NARROW and graph.name(int(op.outputs[0])) not in floats
+    }
     able = {name for name in able if graph.is_constant(graph.by_name()[name])}
     wide = {
         name

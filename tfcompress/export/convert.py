@@ -65,6 +65,7 @@ def convert(
     calibration_method: str | None = None,
     percentile: float | None = None,
     per_tensor_dense: bool | None = None,
+    keep_float=(),
     custom_ops: bool = False,
     timeout: float = 600.0,
     worker: Worker | None = None,
@@ -92,6 +93,8 @@ def convert(
             "mse" (least squared error of the codes) or "kl" (least KL divergence). percentile: for "percentile", by default
             99.99; given alone, it means that method.
         per_tensor_dense: one scale for each dense weight; by default what the target needs.
+        keep_float: names of layers and operations that integer files compute in float, between a DEQUANTIZE and a QUANTIZE;
+            the activation that a layer's kernel takes in goes with it and has to be named too.
         custom_ops: allow custom operators (such a float file is written unverified). timeout: seconds that a conversion may take. worker: the converter process.
         force: export although a schedule never advanced. verbose: 0 prints nothing.
 
@@ -102,8 +105,9 @@ def convert(
         CompressionError: see `tflite`.
     """
     plans = _plans(
-        files, boundary, targets.target_of(target), strict, sparse, (calibration_method, percentile), per_tensor_dense
-    )
+        files, boundary, targets.target_of(target), strict, sparse, (calibration_method, percentile), per_tensor_dense,
+        keep_float,
+    )  # fmt: skip
     session = Session(
         model, record=record, samples=samples, calibration=calibration, batch=batch, normalisation=normalisation,
         worker=worker or shared(), timeout=timeout, custom_ops=custom_ops, force=force,
@@ -121,10 +125,11 @@ def _write(session: Session, path, options: Options, check: bool, simulated, ver
     return report
 
 
-def _plans(files, boundary, preset: Target, strict, sparse, ranges, per_tensor_dense) -> dict[Any, Options]:
+def _plans(files, boundary, preset: Target, strict, sparse, ranges, per_tensor_dense, keep_float) -> dict[Any, Options]:
     """Every file's options, checked before anything is converted."""
     per_tensor = preset.per_tensor_dense if per_tensor_dense is None else per_tensor_dense
     method, percentile = ranges
+    floats = (keep_float,) if isinstance(keep_float, str) else tuple(keep_float or ())
     plans = {}
     for path, precision in files.items():
         own = targets.boundary_of(preset, boundary) if precision in INTEGER else "float32"
@@ -132,7 +137,7 @@ def _plans(files, boundary, preset: Target, strict, sparse, ranges, per_tensor_d
         if sparse:
             sparsity.check_offered(precision)
         estimator = Estimator.of(method, percentile, 16 if precision == "int16x8" else 8)
-        plans[path] = Options(precision, own, preset, strict, sparse, estimator, per_tensor)
+        plans[path] = Options(precision, own, preset, strict, sparse, estimator, per_tensor, floats)
     return plans
 
 
