@@ -4,6 +4,7 @@ from tfcompress import _keras_compat, select
 from tfcompress.errors import CompressionError
 from tfcompress.graph.expand import expand_layers
 from tfcompress.graph.fold import fold_batchnorm
+from tfcompress.graph.scaling import fold_scalings
 from tfcompress.method import DONE, FLOAT, Method, Row
 from tfcompress.quantization import batchnorm
 from tfcompress.quantization.ranges import calibrate, insert_ranges, ranges, split_activations
@@ -82,7 +83,11 @@ class QAT(Method):
             model, lambda path, layer: self._choice.stays_float(path, layer, "output"), reuse=True
         )
         model, rows = self._fold(model)
-        rows = expanded + rows
+        model, scalings = fold_scalings(model, reuse=True)
+        rows = expanded + rows + [
+            Row(path, "", DONE, f"folded into {one.layer}{', but for a shift' if one.shift and path == one.scalings[0] else ''}")
+            for one in scalings for path in one.scalings
+        ]  # fmt: skip
         model, more = weights.attach(model)
         rows += more
         model = split_activations(model)
