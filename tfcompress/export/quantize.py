@@ -44,13 +44,20 @@ def dynamic(data: bytes, trained: Trained, per_tensor_dense: bool) -> bytes:
 
 
 def static(
-    data: bytes, ranges: dict[str, Range], trained: Trained, bits: int, per_tensor_dense: bool, narrow: set[str]
+    data: bytes,
+    ranges: dict[str, Range],
+    trained: Trained,
+    bits: int,
+    per_tensor_dense: bool,
+    narrow: set[str],
+    floats: frozenset[str] = frozenset(),
 ) -> bytes:
     """Integer activations and weights.
 
     Args:
         data: the float file. ranges: {activation: range}. trained: scales of weights. bits: of activations, 8 or 16.
-        per_tensor_dense: one scale for each FULLY_CONNECTED weight. narrow: weights stored in 4 bits.
+        per_tensor_dense: one scale for each FULLY_CONNECTED weight. narrow: weights stored in 4 bits. floats: outputs of the
+            operators that stay float.
 
     Raises:
         Refusal: litert-quantizer cannot take the file.
@@ -71,6 +78,11 @@ def static(
                     else granularity.CHANNELWISE
                 )
                 quantizer.add_static_config(scope, names(_NAMES[kind]), bits, 4, grain)
+        for op in graph.operators:
+            # Of several entries that fit an operator the last one counts.
+            if graph.name(int(op.outputs[0])) in floats:
+                scope = "^" + re.escape(graph.name(int(op.outputs[0]))) + ";"
+                quantizer.update_quantization_recipe(scope, names.ALL_SUPPORTED, algorithm_key="no_quantize")
 
     # 16-bit ranges are symmetric to litert-quantizer: the larger extreme over 32767 is the scale.
     statistics = {
