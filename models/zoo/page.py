@@ -110,7 +110,8 @@ def _summary(results: list[dict]) -> list[str]:
             *(_short(r["stock"][key]) for key, _ in STOCK),
         ]  # fmt: skip
         lines.append(_row(cells))
-    return [*lines, ""]
+    missing = [ENTRIES[key].title for key in ENTRIES if key not in {r["key"] for r in results}]
+    return [*lines, "", *([f"Not run yet: {', '.join(missing)}.", ""] if missing else [])]
 
 
 def _model(r: dict) -> list[str]:
