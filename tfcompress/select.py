@@ -87,6 +87,10 @@ def kernel_names(layer) -> list[str]:
     return [name for name, variable in weight_names(layer).items() if len(variable.shape) >= 2 and "bias" not in name]
 
 
+# On a layer that an expanded one became (`graph.expand`): the path and the object of that one, by which it is selected too.
+PART_OF = "_tfcompress_part_of"
+
+
 class Selector:
     """A predicate over (path, layer, weight), joined with `&`, `|` and `~`."""
 
@@ -94,7 +98,10 @@ class Selector:
         self.test, self.text = test, text
 
     def __call__(self, path: str, layer, weight: str) -> bool:
-        return bool(self.test(path, layer, weight))
+        if self.test(path, layer, weight):
+            return True
+        origin = getattr(layer, "__dict__", {}).get(PART_OF)
+        return origin is not None and self(*origin, weight)
 
     def __and__(self, other):
         other = get(other)

@@ -1,5 +1,6 @@
 """Layers with layers or arithmetic inside, written as subgraphs, so that every tensor of an integer file has a name."""
 
+import dataclasses
 from collections.abc import Callable
 
 import keras
@@ -61,13 +62,21 @@ def expand_layers(model, keep=None, *, reuse: bool = False):
     taken = {call.operation.name for call in all_calls(model)}
     model = _split(model, keep, taken)
     while True:
-        found = _round(model, keep, taken, rows, costs)
+        builders: dict[str, Builder] = {}
+        found = _round(model, keep, taken, rows, costs, builders)
         if not found:
             return model, list(rows.values())
         model = rebuild(model, replace=dict(found), reuse=True)
+        for path, builder in builders.items():
+            holders = [part.name for part in builder.made.values() if part.weights and part is not builder.layer]
+            if holders and path in rows:
+                detail = f"{rows[path].detail}; weights in {', '.join(holders)}"
+                rows[path] = dataclasses.replace(rows[path], detail=detail)
 
 
-def _round(model, keep, taken: set[str], rows: dict[str, Row], costs) -> dict[str, Callable]:
+def _round(
+    model, keep, taken: set[str], rows: dict[str, Row], costs, builders: dict[str, Builder]
+) -> dict[str, Callable]:
     """What replaces the layers that can be expanded now; a row for each, and for those that cannot."""
     replace: dict[str, Callable] = {}
     by_path: dict[str, list[Call]] = {}
@@ -86,7 +95,7 @@ def _round(model, keep, taken: set[str], rows: dict[str, Row], costs) -> dict[st
         if reason:
             rows.setdefault(path, Row(path, "", FLOAT, f"not expanded: {reason}; {_share(path, costs)}"))
             continue
-        builder = Builder(operation, taken)
+        builder = builders[path] = Builder(operation, path, taken)
         taken.discard(operation.name)
         expansion = kind(operation, builder)
         if path in folded:
@@ -142,9 +151,10 @@ def _split(model, keep, taken: set[str]):
         name = of_keras(getattr(layer, "activation", None))
         if name not in COMPOSITE or not hasattr(layer, "kernel") or len(call.outputs) != 1:
             continue
-        builder = Builder(layer, taken)
+        builder = Builder(layer, call.path, taken)
         builder.name("")
         inserts[call.key] = L.Activation(name, name=builder.name(name), dtype=layer.dtype_policy)
+        builder.mark(inserts[call.key])
         layers.append(layer)
     for layer in layers:
         layer.activation = keras.activations.linear

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfcompress import _keras_compat
 from tfcompress.parametrization import attach, chain
+from tfcompress.select import PART_OF
 
 # Where an operation says that it shares one range with others: time steps of one recurrent layer.
 ROLE = "_tfcompress_role"
@@ -29,11 +30,12 @@ class Builder:
 
     Args:
         layer: the expanded layer: its name is the prefix, and its dtype policy and trainable flag go over.
+        path: its path in the model.
         taken: names in use, which grows.
     """
 
-    def __init__(self, layer, taken: set[str]):
-        self.layer, self.taken = layer, taken
+    def __init__(self, layer, path: str, taken: set[str]):
+        self.layer, self.path, self.taken = layer, path, taken
         self.made: dict[str, keras.Layer] = {}
         self._own_name_used = False
 
@@ -62,6 +64,7 @@ class Builder:
         if isinstance(self.layer, keras.Layer):
             config.setdefault("dtype", self.layer.dtype_policy)
         layer = self.made[role] = kind(name=self.name(role), **config)
+        self.mark(layer)
         outputs = layer(inputs)
         for variable, value in zip(list(layer.weights), weights, strict=True) if weights else ():
             self._set(layer, variable, value)
@@ -76,9 +79,19 @@ class Builder:
         outputs = function(*args, **kwargs)
         operation = _keras_compat.operation_of(keras.tree.flatten(outputs)[0])
         operation.name = self.name(role)
+        self.mark(operation)
         if shared is not None:
             operation.__dict__[ROLE] = f"{self.layer.name}/{shared}"
         return outputs
+
+    def mark(self, operation) -> None:
+        """Let an operation be selected as the layer of which it is a part."""
+        operation.__dict__[PART_OF] = (self.path, self.layer)
+
+    def inside(self, layer, role: str) -> None:
+        """Take a layer from inside the expanded one over as it is, under a name of a role."""
+        layer.name = self.name(role)
+        self.mark(layer)
 
     def finished(self, outputs):
         """The layer's outputs, the first of which has its name."""

@@ -109,7 +109,7 @@ class Distributed(Expansion):
         inner = self.layer.layer
         alike = type(inner).__name__ == "Dense"
         if "inner" not in self.b.made:
-            inner.name = self.b.name("" if alike else "layer")
+            self.b.inside(inner, "" if alike else "layer")
             self.b.made["inner"] = inner
         if alike:
             return inner(inputs)

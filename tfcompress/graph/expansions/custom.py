@@ -40,7 +40,7 @@ class Traced(Expansion):
         layer = self.layer
         if "inner" not in self.b.made:
             for inner in _keras_compat.sublayers(layer):
-                inner.name = self.b.name(inner.name)
+                self.b.inside(inner, inner.name)
             self.b.made["inner"] = layer
         return layer.call(*args, **kwargs)
 

@@ -166,13 +166,15 @@ def _gru(one: _Cell, x, states) -> list:
 def _first_inner(one: _Cell, x_r):
     """What the bias of the state's product is in the first step, where the product is none: r times that bias.
 
-    It is a layer with the bias as its factors, so the first step's share of it is trained by itself.
+    It is a layer with the bias as its factors, so the first step's share of it is trained by itself; none for a bias of 0.
     """
     cell = one.cell
     if not (cell.reset_after and cell.use_bias):
         return None
-    r = one.gate("r", x_r, cell.recurrent_activation)
     bias = array(cell.bias)[1][2 * cell.units :]
+    if not bias.any():
+        return None
+    r = one.gate("r", x_r, cell.recurrent_activation)
     wide = one.part("wide", L.Reshape, r, target_shape=(1, cell.units))
     wide = one.part(
         "first",
