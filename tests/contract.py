@@ -18,7 +18,7 @@ from tfcompress.core.variational import Gaussian
 from tfcompress.parametrization import Parametrization, chains
 from tfcompress.pruning.bayes import GaussianWeight
 from tfcompress.pruning.magnitude import MagnitudeMask
-from tfcompress.quantization import BiasGrid
+from tfcompress.quantization import BiasGrid, FixedGrid
 from tfcompress.quantization.batchnorm import FoldedBias, FoldedKernel
 from tfcompress.sparsity.lfsr import LFSRMask
 
@@ -128,6 +128,7 @@ CASES: dict[type, Case] = {
     Mask: Case(Mask, kinds=("dense",)),
     MagnitudeMask: Case(lambda: MagnitudeMask(sparsity=schedules.Cubic(0.2, 0.6, steps=4)), every_kind=True),
     IntegerGrid: Case(IntegerGrid, every_kind=True),
+    FixedGrid: Case(lambda: FixedGrid(bits=4)),
     # On anything but the bias of a layer between a range and an integer kernel it is the identity.
     BiasGrid: Case(BiasGrid, kinds=("dense",), assign="exact"),
     LearnedGrid: Case(lambda: LearnedGrid(bits=4)),

@@ -78,6 +78,14 @@ CASES: dict[type, Case] = {
     quantization.QuantizedWeights: Case(
         quantization.QuantizedWeights, lambda: quantization.QuantizedWeights(bits=1), "2 to 8"
     ),
+    quantization.Equalize: Case(
+        quantization.Equalize, lambda: tfcompress.apply(keras.Sequential([L.Dense(2)]), quantization.Equalize(), verbose=0),
+        "not built", surgery=True,
+    ),
+    quantization.PostTraining: Case(
+        lambda: quantization.PostTraining(bits=4, rounding="learned", steps=4, verbose=0),
+        lambda: quantization.PostTraining(rounding="up"), "nearest, learned",
+    ),
     factorization.SVD: Case(lambda: factorization.SVD(rank=3, layers="wide"), lambda: factorization.SVD(rank=0), "rank", surgery=True),
     sparsity.LFSR: Case(lambda: sparsity.LFSR(0.5, seed=1), lambda: sparsity.LFSR(0.0), "density"),
     distillation.PriorBias: Case(
