@@ -16,7 +16,7 @@ import typer.testing
 from tfcompress import cli
 from tfcompress.recipes import file
 
-COMMANDS = ["compress", "export", "verify", "inspect", "pack", "unpack", "methods", "recipes"]
+COMMANDS = ["compress", "export", "verify", "inspect", "pack", "unpack", "search", "methods", "recipes"]
 QUICK = """
 steps:
   - method: magnitude

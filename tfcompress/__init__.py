@@ -37,6 +37,7 @@ _PACKAGES = (
     "layers",
     "report",
     "schedules",
+    "search",
     "select",
 )
 __all__ = [*_WHERE, *_PACKAGES]

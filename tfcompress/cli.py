@@ -33,7 +33,9 @@ class _Commands(typer.core.TyperGroup):
             _say(f"tfcompress: {error}")
             raise typer.Exit(_USAGE if isinstance(error, UsageError) else _FAILED) from error
         except KeyboardInterrupt:
-            _say("tfcompress: interrupted. An unfinished compress goes on with --resume.")
+            _say(
+                "tfcompress: interrupted. An unfinished compress goes on with --resume, a search when it is called again."
+            )
             raise typer.Exit(_INTERRUPTED) from None
         except BrokenPipeError:
             # Whoever read the output has seen enough; nothing more can be written there.
@@ -280,6 +282,51 @@ def unpack(
         from tfcompress.commands import files
 
         return files.unpack(file, out)
+
+    _run(work, as_json)
+
+
+@app.command()
+def search(
+    model: _MODEL,
+    data: Annotated[str, typer.Option(help="Labelled samples to measure on (x_val where there is one). " + _DATA)],
+    out: Annotated[pathlib.Path, typer.Option(help="Folder for the results; the same call goes on where it stopped.")],
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Largest drop (points of accuracy); without it each layer is measured alone."),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="bytes, macs (bit operations) or latency (of this computer).")
+    ] = "bytes",
+    choices: Annotated[
+        str, typer.Option(help="Precisions by layer, of int4, int8, int16, float.")
+    ] = "int8,int16,float",
+    sparsities: Annotated[str, typer.Option(help="Shares of zeros to measure each layer at.")] = "0.5,0.7,0.9",
+    bits: Annotated[str, typer.Option(help="Bits of weights to measure each layer at.")] = "8,4",
+    metric: Annotated[
+        str | None, typer.Option(help="accuracy, loss or error; by default accuracy where labels are classes.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=2, help="Assignments that are measured as a whole.")] = 64,
+    samples: Annotated[int | None, typer.Option(min=1, help="Draw so many samples to measure on.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 32,
+    scale: _SCALE = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples that are drawn.")] = 0,
+    modules: _IMPORT = None,
+    as_json: _JSON = False,
+) -> None:
+    """Measure what each layer's zeros and bits cost, or choose each layer's precision within a drop and export it.
+
+    Example: tfcompress search model.keras --data train.npz --max-drop 0.5 --choices int8,float --out build/search
+    """
+
+    def work():
+        from tfcompress.commands.search import search as run
+
+        return run(
+            model, data, out, max_drop=max_drop, objective=objective, choices=choices, sparsities=sparsities, bits=bits,
+            metric=metric, limit=limit, samples=samples, batch_size=batch_size, scale=scale, seed=seed,
+            modules=modules or [],
+        )  # fmt: skip
 
     _run(work, as_json)
 

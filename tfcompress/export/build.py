@@ -116,7 +116,9 @@ def integer(session: Session, options: Options, collapse: bool) -> Built:
         "calibrated": len(calibrated),
         "fixed or tied": len(plan) - len(known) - len(calibrated),
     }
-    products = [w for w in file_weights(source.graph) if w.axis is not None and w.tensor not in _read_by(source.graph, floats)]
+    products = [
+        w for w in file_weights(source.graph) if w.axis is not None and w.tensor not in _read_by(source.graph, floats)
+    ]
     weights = {
         "trained": len(expected.weights),
         "by extremes": sum(source.graph.name(w.tensor) not in trained.scales for w in products),
@@ -177,7 +179,9 @@ def _floats(source: FloatFile, names: tuple[str, ...]) -> frozenset[str]:
     found: set[str] = set()
     for name in names:
         if name not in source.operations:
-            raise CompressionError(f"keep_float: the model has no operation {name!r}. {nearest(name, source.operations)}")
+            raise CompressionError(
+                f"keep_float: the model has no operation {name!r}. {nearest(name, source.operations)}"
+            )
         found |= set(source.operations[name])
     if names and not found:
         raise CompressionError(

@@ -165,9 +165,11 @@ class Simulation(Weights):
     def _read_graph(self) -> None:
         calls = list(all_calls(self.model))
         self._readers: dict[int, list[Call | None]] = {}
-        nested = [call.operation for call in calls if is_nested(call.operation)]
-        for graph in (self.model, *{id(one): one for one in nested}.values()):
-            self._readers.update({id(tensor): [None] for tensor in graph_of(graph).outputs})
+        self._readers.update({id(tensor): [None] for tensor in graph_of(self.model).outputs})
+        for call in calls:
+            if is_nested(call.operation):
+                # Who reads a nested model's output stands outside of it.
+                self._readers.update({id(tensor): [call] for tensor in graph_of(call.operation).outputs})
         for call in calls:
             for tensor in call.inputs:
                 self._readers.setdefault(id(tensor), []).append(call)
@@ -209,7 +211,7 @@ class Simulation(Weights):
         return [Unit(path, owners[path], tuple(keys)) for path, keys in found.items()]
 
     def unrounded(self, floats: set[str]) -> set[str]:
-        """Keys whose output is not rounded where these calls run in float: those between two of them.
+        """Keys whose output is not rounded where these calls run in float: those between two of them, or at the model's end.
 
         Args:
             floats: call keys.
@@ -219,7 +221,7 @@ class Simulation(Weights):
             for _, sources in self.points
             for source in sources
             if all(
-                one in floats and all(call is not None and call.key in floats for call in self.readers(one))
+                one in floats and all(call is None or call.key in floats for call in self.readers(one))
                 for one in sources
             )
         }
