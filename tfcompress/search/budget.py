@@ -1,5 +1,7 @@
 """An accuracy budget: which precision each layer gets, so that a network is small or fast within a drop."""
 
+import dataclasses
+import functools
 import itertools
 import math
 import pathlib
@@ -133,7 +135,7 @@ class _Search:
             for family, choice in work
             if (family.kind, choice) not in self.measured
         }
-        found = self.ledger.all(title, [(name, lambda j=job: self._joint(*j)) for name, job in jobs.items()])
+        found = self.ledger.all(title, [(name, functools.partial(self._joint, *job)) for name, job in jobs.items()])
         for name, (family, choice) in jobs.items():
             self.measured[family.kind, choice] = self._point(family, choice, found[name])
 
@@ -159,7 +161,7 @@ class _Search:
         ]
         jobs = {f"alone {family.name(whole)}": whole for *_, whole in alone}
         found = self.ledger.all(
-            "layers alone", [(n, lambda c=whole: self._joint(family, c)) for n, whole in jobs.items()]
+            "layers alone", [(n, functools.partial(self._joint, family, whole)) for n, whole in jobs.items()]
         )
         base = found[f"alone {family.name(start)}"]["error"]
         table: list[list[tuple[float, float]]] = [[] for _ in family.options]
@@ -211,8 +213,6 @@ class _Search:
 
     def timed(self, points: list[Point], model, most: int, out) -> list[Point]:
         """The points of the front by bit operations, exported and timed on the host; their cost is the latency."""
-        import dataclasses
-
         front = non_dominated(points)
         within = [point for point in front if point.drop <= self.allowed]
         chosen = spaced(within, most)

@@ -1,6 +1,7 @@
 """What an assignment of precisions costs: bytes of weights, bit operations, and the latency of its file on this computer."""
 
 import dataclasses
+import math
 import pathlib
 
 from tfcompress import cost
@@ -37,7 +38,7 @@ class Costs:
         """
         weights, activations = WIDTHS[choice]
         if objective == "bytes":
-            return self.kernels.get(path, 0) * (activations if path in self.tables else weights) / 8
+            return math.ceil(self.kernels.get(path, 0) * (activations if path in self.tables else weights) / 8)
         return self.macs.get(path, 0) * weights * activations
 
     def bytes(self, assignment: dict[str, str], others: str) -> int:

@@ -276,11 +276,9 @@ class _Bench:
         return self.score.measure(network.model)
 
     def _rounded(self, network: Simulation, key: str, bits: int) -> dict[str, float]:
-        network = network if bits < FLOAT_BITS else self.network(0)
-        if isinstance(network, Simulation):
-            network.assign({}, {key})
-        else:
-            network.round({}, self.scheme)
+        if bits >= FLOAT_BITS:
+            return self._narrow("", FLOAT_BITS, graph=True)
+        network.assign({}, {key})
         return self.score.measure(network.model)
 
 

@@ -1,6 +1,6 @@
 """One network in which every layer's rounding can be switched: what a search measures without tracing anything anew.
 
-The network is the one that `QAT` attaches, with its ranges calibrated and without its grids of weights. Ranges are
+The network is the one that `QAT` attaches, without its grids of weights and with ranges calibrated in float. Ranges are
 switched by the variable that says whether they are known; weights and biases are assigned in the form that a file would
 hold.
 """
@@ -19,6 +19,7 @@ from tfcompress.layers import OutputRange
 from tfcompress.method import Method, apply
 from tfcompress.parametrization import deparametrize, state
 from tfcompress.quantization import QAT, placement
+from tfcompress.quantization.ranges import calibrate, ranges
 from tfcompress.quantization.scheme import Scheme
 
 FLOAT_BITS = 32
@@ -148,8 +149,13 @@ class Simulation(Weights):
 
     def __init__(self, model, scheme: Scheme, data):
         graph_of(model)
-        attached = apply(model, Expanded(QAT(scheme=scheme)), data=data, verbose=0)
-        super().__init__(_bare(attached))
+        few = keras.tree.map_structure(lambda a: a[:1], data) if scheme.needs_data else None
+        super().__init__(_bare(apply(model, Expanded(QAT(scheme=scheme)), data=few, verbose=0)))
+        # Ranges of the float network: a layer that few bits spoil would spoil those behind it for every assignment.
+        for layer in ranges(self.model):
+            if layer.fixed is None:
+                layer.ready.assign(np.float32(0))
+        calibrate(self.model, data)
         self.scheme = scheme
         self._read_graph()
         # Whether a fixed range is on is switched too.
