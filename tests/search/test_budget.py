@@ -314,3 +314,11 @@ def test_a_knapsack_is_exact():
     }
     found = {sums[choice] for choice in predicted_front(options)}
     assert {(c, round(e, 9)) for c, e in found} == {(c, round(e, 9)) for c, e in wanted}
+
+
+def test_of_equal_bytes_fewer_bit_operations_come_first():
+    front = mixed_precision(dense(), X, max_drop=1, choices=("int8", "int16"), verbose=0)
+    assert [(p.precision, p.cost) for p in front.points] == [("int8", 125), ("int16x8", 125)]
+    assert front.points[1].drop < front.points[0].drop
+    assert front.best() == front.points[0]
+    assert front.best(front.points[1].drop) == front.points[1]

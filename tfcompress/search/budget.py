@@ -49,8 +49,9 @@ def mixed_precision(
     `QAT` attaches. If there are more assignments than `limit`, each layer is first measured alone; a knapsack over these
     errors proposes assignments, and from the cheapest within `max_drop` layers are narrowed as long as it holds.
 
-    A file has one width of activations. So the assignments are those of an int8 file ("int8", "int4", "float" by layer)
-    and those of an int16x8 file ("int16": 8-bit weights, 16-bit activations; "float"); "int8" and "int16" do not meet in one.
+    `QAT` and `export` give a file one width of integer activations. So the assignments are those of an int8 file ("int8",
+    "int4", "float" by layer) and those of an int16x8 file ("int16": 8-bit weights, 16-bit activations; "float"); "int8" and
+    "int16" do not meet in one. A layer in float costs a DEQUANTIZE before and a QUANTIZE behind it, which only latency counts.
 
     Args:
         model: a built Functional or Sequential model, attached or plain; it is not changed.

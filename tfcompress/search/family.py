@@ -5,8 +5,9 @@ import math
 
 from tfcompress import select
 from tfcompress.errors import CompressionError
-from tfcompress.method import apply, copy_model, is_attached
+from tfcompress.method import apply, copy_model
 from tfcompress.quantization import QAT
+from tfcompress.quantization.ranges import ranges
 from tfcompress.quantization.scheme import Scheme
 from tfcompress.search import costs
 from tfcompress.search.front import Point
@@ -142,7 +143,7 @@ class Family:
         """A verified file of an assignment; see `Front.export`."""
         from tfcompress import export
 
-        attached = model if is_attached(model) and point.precision != "float32" else self.attach(model, point)
+        attached = model if ranges(model) else self.attach(model, point)
         options = {"calibration": self.data, **options}
         floats = self.floats(point.assignment) if point.precision != "float32" else []
         if floats:

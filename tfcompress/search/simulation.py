@@ -86,6 +86,7 @@ class Weights:
             for name in select.kernel_names(layer)
         ]
         self._now: dict[int, object] = {}
+        self._grids: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def put(self, kernel: Kernel, what, value: np.ndarray) -> None:
         """Give a kernel a value; `what` tells it from others, so that it is not assigned twice."""
@@ -118,7 +119,10 @@ class Weights:
             if width >= FLOAT_BITS or not kernel.rounds:
                 self.put(kernel, FLOAT_BITS, kernel.value)
                 continue
-            value, step = self._grid(kernel, width, scheme)
+            key = (id(kernel), width)
+            if key not in self._grids:
+                self._grids[key] = self._grid(kernel, width, scheme)
+            value, step = self._grids[key]
             self.put(kernel, width, value)
             if kernel.name == "kernel":
                 steps[id(kernel.layer)] = step.reshape(-1)
