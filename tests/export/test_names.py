@@ -27,10 +27,12 @@ def vectors():
     return np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", ["functional", "sequential"])
-def test_an_output_keeps_its_name_when_training_split_its_activation(worker, vectors, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "activation"), [("functional", "softmax"), ("sequential", "softmax"), ("functional", "silu")]
+)
+def test_an_output_keeps_its_name_when_training_split_its_activation(worker, vectors, tmp_path, kind, activation):
     x = keras.Input((6,), name="x")
-    dense = layers.Dense(3, activation="softmax", name="scores")
+    dense = layers.Dense(3, activation=activation, name="scores")
     model = keras.Model(x, dense(x)) if kind == "functional" else keras.Sequential([x, dense])
     small = _trained(model, vectors)
     assert [layer.name for layer in small.layers][-1] != "scores"

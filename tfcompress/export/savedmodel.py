@@ -141,27 +141,25 @@ def _output_names(model, ports: list[Port], trained: bool) -> list[str]:
         structure = _keras_compat.call_with_list(model, [np.zeros(p.shape, p.dtype) for p in ports])
         names = [f"output_{i}" for i in range(len(keras.tree.flatten(structure)))]
     else:
-        names = [_name_of_end(_keras_compat.operation_of(t), trained) for t in keras.tree.flatten(structure)]
+        names = [_name_of_end(model, _keras_compat.operation_of(t), trained) for t in keras.tree.flatten(structure)]
     if isinstance(structure, dict) and len(structure) == len(names):
         # The order in which keras.tree flattens a dict.
         names = keras.tree.flatten({key: key for key in structure})
     return [name if names.index(name) == i else f"{name}_{names[:i].count(name)}" for i, name in enumerate(names)]
 
 
-def _name_of_end(operation, trained: bool) -> str:
+def _name_of_end(model, operation, trained: bool) -> str:
     """An output's name: of the user's layer where quantization-aware training split that layer's activation off.
 
-    The split-off activation is called "<layer>_<activation>".
+    The last of the operations that were split off is called "<layer>_<activation>".
     """
-    nodes = _keras_compat.inbound_nodes(operation)
-    if not trained or not isinstance(operation, keras.layers.Activation) or not nodes:
-        return operation.name
-    before = _keras_compat.operation_of(nodes[-1].input_tensors[0])
-    applied = getattr(operation.activation, "__name__", "function")
-    split = (
-        operation.name == f"{before.name}_{applied}" and getattr(before, "activation", None) is keras.activations.linear
-    )
-    return before.name if split else operation.name
+    own = getattr(getattr(operation, "activation", None), "__name__", "")
+    for layer in _keras_compat.flat_layers(model) if trained else []:
+        prefix, _, applied = operation.name.partition(f"{layer.name}_")
+        linear = getattr(layer, "activation", None) is keras.activations.linear
+        if linear and not prefix and applied and (applied == own or hasattr(keras.activations, applied)):
+            return layer.name
+    return operation.name
 
 
 def _unique(ports: list[Port]) -> list[Port]:
