@@ -196,9 +196,9 @@ class OutputRange(keras.layers.Layer):
             self._histogram.add(flat[:: -(-len(flat) // _COUNTED) or 1])
             return
         low, high = float(array.min()), float(array.max())
-        if float(ops.convert_to_numpy(self.ready.value)):
-            low = min(low, float(ops.convert_to_numpy(self.minimum.value)))
-            high = max(high, float(ops.convert_to_numpy(self.maximum.value)))
+        if _number(self.ready):
+            low = min(low, _number(self.minimum))
+            high = max(high, _number(self.maximum))
         self.set_ends(low, high)
 
     def _estimated(self, histogram) -> tuple[float, float]:
@@ -226,7 +226,7 @@ class OutputRange(keras.layers.Layer):
     @property
     def range(self) -> Range | None:
         """The range as export writes it, or None if it was never updated."""
-        if not float(ops.convert_to_numpy(self.ready.value)):
+        if not _number(self.ready):
             return None
         scale, zero_point = (float(ops.convert_to_numpy(value)) for value in self.grid())
         return Range(scale, int(zero_point), self.bits)
@@ -237,6 +237,10 @@ class OutputRange(keras.layers.Layer):
     def get_config(self):
         own = ("bits", "momentum", "fixed", "symmetric", "estimator", "percentile", "positive", "room")
         return {**super().get_config(), **{name: getattr(self, name) for name in own}}
+
+
+def _number(variable) -> float:
+    return float(ops.convert_to_numpy(_keras_compat.as_tensor(variable)))
 
 
 def _learn_range(x, unit, end, damping, low, high, below: float):

@@ -164,7 +164,7 @@ class FreezeBatchNorm(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         steps = (self.params or {}).get("steps")
-        waiting = [n for n in scheduled(self.model) if float(ops.convert_to_numpy(n.freeze_at.value)) < 0]
+        waiting = [n for n in scheduled(self.model) if _number(n.freeze_at) < 0]
         if steps:
             self._set(waiting, steps * (self.params.get("epochs") or 1))
         self._waiting = [] if steps else waiting
@@ -172,13 +172,17 @@ class FreezeBatchNorm(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         # A generator's length is known after its first epoch.
         if self._waiting:
-            done = float(ops.convert_to_numpy(self._waiting[0].updates.value))
+            done = _number(self._waiting[0].updates)
             self._set(self._waiting, done * (self.params.get("epochs") or 1))
             self._waiting = []
 
     def _set(self, layers, total: float) -> None:
         for layer in layers:
             layer.freeze_at.assign(max(1.0, float(round(self.fraction * total))))
+
+
+def _number(variable) -> float:
+    return float(ops.convert_to_numpy(_keras_compat.as_tensor(variable)))
 
 
 def scheduled(model) -> list[ScheduledBatchNormalization]:
@@ -222,9 +226,9 @@ def _scheduled(normalization, layer, freeze: float) -> Weighted:
     """The new layer with the old one's weights, and the bias before it taken into its mean."""
     new = ScheduledBatchNormalization.from_config({**normalization.get_config(), "renorm": False, "freeze": freeze})
     kept = [normalization.gamma, normalization.beta, normalization.moving_mean, normalization.moving_variance]
-    weights = [ops.convert_to_numpy(variable) for variable in kept if variable is not None]
+    weights = [ops.convert_to_numpy(_keras_compat.as_tensor(v)) for v in kept if v is not None]
     if layer.bias is not None:
-        weights[-2] = weights[-2] - ops.convert_to_numpy(layer.bias)
+        weights[-2] = weights[-2] - ops.convert_to_numpy(_keras_compat.as_tensor(layer.bias))
     return Weighted(new, [*weights, np.float32(0), np.float32(freeze if freeze >= 1 else -1)])
 
 
@@ -244,7 +248,7 @@ def _take_out(model):
         if not isinstance(call.operation, ScheduledBatchNormalization) or call.path in drop:
             continue
         layer = call.operation
-        done, until = (float(ops.convert_to_numpy(v.value)) for v in (layer.updates, layer.freeze_at))
+        done, until = _number(layer.updates), _number(layer.freeze_at)
         live = until < 0 or done < until
         detail = "folded with its moving statistics" + (
             f", never frozen (step {done:g})" if live else f", frozen at step {until:g}"

@@ -257,11 +257,14 @@ def _upstream(node):
     """The range layer whose grid a call's first input lies on, or None."""
     from tfcompress.layers.output_range import OutputRange
 
-    while node.input_tensors:
-        operation = _keras_compat.operation_of(node.input_tensors[0])
+    tensor = node.input_tensors[0] if node.input_tensors else None
+    while tensor is not None:
+        operation = _keras_compat.operation_of(tensor)
         if isinstance(operation, OutputRange):
             return operation
-        shape, node = node.input_tensors[0].shape, _keras_compat.inbound_nodes(operation)[-1]
-        if not node.input_tensors or not passes_on(operation, node.input_tensors[0].shape, shape):
-            return None
+        if is_nested(operation):
+            tensor = graph_of(operation).outputs[_keras_compat.output_index(tensor)]
+            continue
+        before = _keras_compat.inbound_nodes(operation)[-1].input_tensors
+        tensor = before[0] if before and passes_on(operation, before[0].shape, tensor.shape) else None
     return None

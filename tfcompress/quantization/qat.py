@@ -82,8 +82,13 @@ class QAT(Method):
         model, expanded = expand_layers(
             model, lambda path, layer: self._choice.stays_float(path, layer, "output"), reuse=True
         )
-        model, rows = self._fold(model)
-        model, scalings = fold_scalings(model, reuse=True)
+        if self.freeze_batchnorm:
+            # A normalization on the schedule takes the bias before it into its own mean, so that the bias has to be whole.
+            model, scalings = fold_scalings(model, reuse=True)
+            model, rows = batchnorm.schedule(model, self.freeze_batchnorm)
+        else:
+            model, rows = self._fold(model)
+            model, scalings = fold_scalings(model, reuse=True)
         rows = expanded + rows + [
             Row(path, "", DONE, f"folded into {one.layer}{', but for a shift' if one.shift and path == one.scalings[0] else ''}")
             for one in scalings for path in one.scalings
@@ -98,8 +103,6 @@ class QAT(Method):
         return model, rows
 
     def _fold(self, model):
-        if self.freeze_batchnorm:
-            return batchnorm.schedule(model, self.freeze_batchnorm)
         model, folds = fold_batchnorm(model, reuse=True)
         return model, [
             Row(f.normalization, "", DONE, f"folded into {f.layer}") if f.layer
