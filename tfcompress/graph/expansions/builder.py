@@ -62,7 +62,9 @@ class Builder:
         if role in self.made:
             return self.made[role](inputs)
         if isinstance(self.layer, keras.Layer):
-            config.setdefault("dtype", self.layer.dtype_policy)
+            policy = self.layer.dtype_policy
+            # Identity keeps its arguments as they are, and a file takes no policy object.
+            config.setdefault("dtype", policy.name if kind is keras.layers.Identity else policy)
         layer = self.made[role] = kind(name=self.name(role), **config)
         self.mark(layer)
         outputs = layer(inputs)

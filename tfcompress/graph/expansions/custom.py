@@ -71,7 +71,7 @@ def _trace(layer, call, training) -> tuple[list[str], str]:
         trial = keras.Function(inputs, outputs)
         operations = [node.operation for node in _keras_compat.graph_nodes(trial)]
         held = {id(v) for one in operations if isinstance(one, keras.Layer) for v in one.variables}
-        if any(id(v) not in held for v in layer.variables):
+        if any(id(v) not in held for v in layer.weights):
             return [], "its call uses weights without the layers that own them"
         if training is not True and not _same(layer, call, trial):
             return [], "its call computes something else on values than on symbolic tensors"

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from tfcompress import _keras_compat
+from tfcompress.carriers import base_class
 from tfcompress.graph.calls import Call
 from tfcompress.graph.expansions.builder import array
 from tfcompress.parametrization import chains
@@ -25,7 +26,7 @@ def targets(normalization, readers: list[Call | None], calls_of: dict[int, int])
         layer = reader.operation
         if type(layer).__name__ in ("Dense", "EinsumDense"):
             products = [layer] if _over_last(layer) else None
-        elif type(layer) in (L.MultiHeadAttention, L.GroupQueryAttention):
+        elif base_class(layer) in (L.MultiHeadAttention, L.GroupQueryAttention):
             products = _projections(reader, normalization)
         else:
             products = None

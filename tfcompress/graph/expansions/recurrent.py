@@ -9,6 +9,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from tfcompress.carriers import base_class
 from tfcompress.graph.expansions.base import Expansion
 from tfcompress.graph.expansions.builder import Builder, Weight, array
 
@@ -25,9 +26,9 @@ def _cells(layer) -> list:
 def _obstacle(layer, call) -> str:
     """Why a recurrent layer cannot be unrolled."""
     shape = call.inputs[0].shape
-    if type(layer) not in (L.LSTM, L.GRU, L.SimpleRNN, L.RNN):
-        return f"its layer {type(layer).__name__} is none that is known here"
-    if type(layer.cell) is L.StackedRNNCells and layer.return_state:
+    if base_class(layer) not in (L.LSTM, L.GRU, L.SimpleRNN, L.RNN):
+        return f"its layer {base_class(layer).__name__} is none that is known here"
+    if base_class(layer.cell) is L.StackedRNNCells and layer.return_state:
         return "it returns the states of stacked cells"
     if layer.stateful:
         return "it is stateful: its state outlives a call, and a file's does not"
@@ -38,8 +39,8 @@ def _obstacle(layer, call) -> str:
     if shape[1] > MOST_STEPS:
         return f"it has {shape[1]} time steps, more than the {MOST_STEPS} up to which it is unrolled"
     for cell in _cells(layer):
-        if type(cell) not in STEPS:
-            return f"its cell {type(cell).__name__} is none that is known here"
+        if base_class(cell) not in STEPS:
+            return f"its cell {base_class(cell).__name__} is none that is known here"
         if cell.recurrent_dropout or (cell.dropout and getattr(cell, "implementation", 2) == 1):
             return "its dropout draws a mask for each gate (recurrent_dropout, or implementation=1)"
     if len(_cells(layer)) > 1 and len(call.inputs) > 1:
@@ -98,7 +99,7 @@ class _Cell:
         steps = self.b.op(f"{self.prefix}steps", ops.unstack, product, axis=1)
         outputs = []
         for x in steps[::-1] if backwards else steps:
-            states = STEPS[type(self.cell)](self, x, states)
+            states = STEPS[base_class(self.cell)](self, x, states)
             outputs.append(states[0])
         return outputs, states or []
 
@@ -114,7 +115,7 @@ class _Cell:
 
 
 def _resets_after(cell) -> bool:
-    return type(cell) is L.GRUCell and cell.reset_after
+    return base_class(cell) is L.GRUCell and cell.reset_after
 
 
 def _lstm(one: _Cell, x, states) -> list:
@@ -211,7 +212,7 @@ class _Unrolled(Expansion):
 
         for cell in _cells(layer):
             apart = ["bias"] if _resets_after(cell) else []
-            apart += ["recurrent_kernel"] if type(cell) is L.GRUCell and not cell.reset_after else []
+            apart += ["recurrent_kernel"] if base_class(cell) is L.GRUCell and not cell.reset_after else []
             for name in apart:
                 if chain(cell, name) is not None:
                     return f"{name} has something attached, and is taken apart; quantize first, or finalize before"
