@@ -141,6 +141,11 @@ class _Search:
             self.measured[family.kind, choice] = self._point(family, choice, found[name])
 
     def _joint(self, family: Family, choice: Choices) -> dict[str, float]:
+        if family.precision(choice) == "float32":
+            return self.score.measure(self.score.model)
+        return self._rounded(family, choice)
+
+    def _rounded(self, family: Family, choice: Choices) -> dict[str, float]:
         family.assign(choice)
         return self.score.measure(family.network.model)
 
@@ -154,6 +159,9 @@ class _Search:
 
     def _guided(self, family: Family, budget: int) -> None:
         """Measure each layer alone, then what a knapsack over these errors proposes, then on from the best."""
+        if family.count() <= budget:
+            self._measure([(family, choice) for choice in itertools.product(*family.options)])
+            return
         start = tuple("float" if "float" in own else own[-1] for own in family.options)
         alone = [
             (unit, choice, (*start[:unit], choice, *start[unit + 1 :]))
@@ -162,8 +170,9 @@ class _Search:
         ]
         jobs = {f"alone {family.name(whole)}": whole for *_, whole in alone}
         found = self.ledger.all(
-            "layers alone", [(n, functools.partial(self._joint, family, whole)) for n, whole in jobs.items()]
+            "layers alone", [(n, functools.partial(self._rounded, family, whole)) for n, whole in jobs.items()]
         )
+        # What is rounded whatever is chosen (inputs, sums) is no layer's own.
         base = found[f"alone {family.name(start)}"]["error"]
         table: list[list[tuple[float, float]]] = [[] for _ in family.options]
         for unit, choice, whole in alone:

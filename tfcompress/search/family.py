@@ -95,10 +95,7 @@ class Family:
         return point.precision in (("int16x8",) if self.kind == "int16" else ("int8", "int4", "float32"))
 
     def assign(self, choice: tuple[str, ...]) -> None:
-        """Put the network in the state of an assignment."""
-        if self.precision(choice) == "float32":
-            self.network.assign({}, set())
-            return
+        """Put the network in the state of an assignment in an integer file."""
         bits = {unit.path: _BITS[one] for unit, one in zip(self.units, choice, strict=True)}
         everything = {source for _, sources in self.network.points for source in sources}
         self.network.assign(self._others | bits, everything - self._unrounded(self.assignment(choice)))
