@@ -100,8 +100,8 @@ class Selector:
     def __call__(self, path: str, layer, weight: str) -> bool:
         if self.test(path, layer, weight):
             return True
-        origin = getattr(layer, "__dict__", {}).get(PART_OF)
-        return origin is not None and self(*origin, weight)
+        whole_path, whole = getattr(layer, "__dict__", {}).get(PART_OF, ("", None))
+        return whole is not None and self(whole_path, whole, weight)
 
     def __and__(self, other):
         other = get(other)

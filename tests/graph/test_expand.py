@@ -6,7 +6,7 @@ import pytest
 
 import tfcompress
 from tests.graph.nets import stir
-from tfcompress import pruning, select
+from tfcompress import method, pruning, select
 from tfcompress.graph.expand import expand_layers
 from tfcompress.parametrization import chain
 
@@ -221,8 +221,10 @@ def test_gamma_and_beta_stay_where_something_else_reads_them():
 def test_masks_of_pruning_go_over():
     model = network(chained(L.LSTM(6, name="m"), L.Dense(2, name="d")), (4, 5))
     small = tfcompress.apply(model, pruning.Magnitude(sparsity=0.5), verbose=0)
+    method.clock(small).assign(7)
     new, rows = expand_layers(small)
     assert rows[0].action == "done"
+    assert method.step(new) == 7
     assert_equal(small, new)
     for part in ("m_input", "m_state"):
         link = chain(new.get_layer(part)).links[0]

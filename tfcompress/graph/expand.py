@@ -15,7 +15,7 @@ from tfcompress.graph.expansions.builder import array
 from tfcompress.graph.expansions.custom import Traced
 from tfcompress.graph.expansions.folding import fold, targets
 from tfcompress.graph.rebuild import rebuild
-from tfcompress.method import DONE, FLOAT, Row, copy_model
+from tfcompress.method import DONE, FLOAT, Row, clock, copy_model, step
 
 L = keras.layers
 
@@ -57,6 +57,7 @@ def expand_layers(model, keep=None, *, reuse: bool = False):
     graph_of(model)
     model = model if reuse else copy_model(model)
     keep = keep or (lambda path, layer: False)
+    now = step(model)
     costs = _costs(model)
     rows: dict[str, Row] = {}
     taken = {call.operation.name for call in all_calls(model)}
@@ -65,6 +66,9 @@ def expand_layers(model, keep=None, *, reuse: bool = False):
         builders: dict[str, Builder] = {}
         found = _round(model, keep, taken, rows, costs, builders)
         if not found:
+            # The count of updates lives on a layer that may be gone.
+            if step(model) != now and (counter := clock(model)) is not None:
+                counter.assign(now)
             return model, list(rows.values())
         model = rebuild(model, replace=dict(found), reuse=True)
         for path, builder in builders.items():

@@ -17,6 +17,8 @@ class Expansion:
 
     # Weights (from the layer, as in chains) whose parametrizations go over to the parts.
     movable: frozenset[str] = frozenset()
+    # Whether a normalization's gamma and beta went into the layers behind it.
+    folded = False
 
     def __init__(self, layer, builder: Builder):
         self.layer, self.b = layer, builder

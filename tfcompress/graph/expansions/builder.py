@@ -1,7 +1,7 @@
 """What every expansion builds with: plain layers and operators under the expanded layer's name, made once a role."""
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -125,7 +125,7 @@ class Builder:
             copies.append(link.copy())
             copies[-1].start = link.start
         attach(layer, name, copies, initialize=False)
-        new = chain(layer, name)
+        new: Any = chain(layer, name)
         for old, link in zip(own.links, copies, strict=True):
             for source, target in zip(
                 old.__dict__.get("variables", []), link.__dict__.get("variables", []), strict=True

@@ -13,12 +13,7 @@ L, ops = keras.layers, keras.ops
 
 
 class _Normalization(Expansion):
-    """What they share.
-
-    `folded` is set where gamma and beta went into the layers behind.
-    """
-
-    folded = False
+    """What they share."""
 
     def affine(self, gamma, beta, x):
         """gamma x + beta a channel of the last axis; the last operation has the layer's name."""
