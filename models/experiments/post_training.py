@@ -126,7 +126,7 @@ def _eight_bits(table: _Table) -> None:
     methods = ("minmax", "percentile", "mse", "kl")
     for method in methods:
         table.ours(f"int8, per channel, {method}", method)
-    more = {"+ equalization": {"equalize": True}}
+    more: dict[str, dict] = {"+ equalization": {"equalize": True}}
     more["+ bias correction"] = more["+ equalization"] | {"bias_correction": "empirical"}
     more["+ learned rounding"] = more["+ bias correction"] | {"rounding": "learned"}
     for name, options in more.items():
@@ -142,11 +142,10 @@ def _eight_bits(table: _Table) -> None:
 def _four_bits(table: _Table) -> None:
     plain = table.ours("4-bit weights", "mse", "int4", bits=4)
     table.rows["4-bit weights"]["gain"] = 0.0
-    for name, options in (
-        ("+ bias correction", {"bias_correction": "empirical"}),
-        ("+ learned rounding", {"bias_correction": "empirical", "rounding": "learned"}),
-        ("+ equalization", {"bias_correction": "empirical", "rounding": "learned", "equalize": True}),
-    ):
+    more: dict[str, dict] = {"+ bias correction": {"bias_correction": "empirical"}}
+    more["+ learned rounding"] = more["+ bias correction"] | {"rounding": "learned"}
+    more["+ equalization"] = more["+ learned rounding"] | {"equalize": True}
+    for name, options in more.items():
         row = f"4-bit weights, {name}"
         found = table.ours(row, "mse", "int4", bits=4, **options)
         table.rows[row]["gain"] = found - plain

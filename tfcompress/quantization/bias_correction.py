@@ -63,21 +63,23 @@ def expected_inputs(model, statistics: Statistics) -> dict[str, np.ndarray]:
     found = {}
     for call in all_calls(model):
         operation = call.operation
-        read = [known.get(id(tensor)) for tensor in call.inputs]
-        if type(operation).__name__ in KERNELS and read and read[0] is not None:
+        read = [known[id(tensor)] for tensor in call.inputs if id(tensor) in known]
+        if type(operation).__name__ in KERNELS and read:
             found[call.path] = read[0][0]
         made = None
         if call.path in statistics:
             made = _activated(statistics[call.path], getattr(operation, "activation", None))
-        elif not read or any(one is None for one in read):
+        elif not read or len(read) != len(call.inputs):
             continue
         elif isinstance(operation, (*TRANSPARENT, *_AVERAGES)):
             made = read[0]
         elif type(operation).__name__ == "Add" and len({one[0].shape for one in read}) == 1 and len(read) > 1:
             # Sums of independent variables.
-            made = sum(one[0] for one in read), np.sqrt(sum(one[1] ** 2 for one in read))
+            means, variances = (np.stack(parts) for parts in ([m for m, _ in read], [d**2 for _, d in read]))
+            made = means.sum(axis=0), np.sqrt(variances.sum(axis=0))
         elif activation_name(operation) in ("relu", "relu6"):
-            made = clipped_normal(*read[0], 6.0 if activation_name(operation) == "relu6" else np.inf)
+            mean, deviation = read[0]
+            made = clipped_normal(mean, deviation, 6.0 if activation_name(operation) == "relu6" else np.inf)
         if made is not None:
             known.update({id(tensor): made for tensor in call.outputs})
     return found
@@ -204,11 +206,12 @@ def _on_grid(layer) -> bool:
 
 def limited(fed: list, samples: int) -> list:
     """Batches of the first samples."""
-    kept = []
+    kept: list = []
+    taken = 0
     for batch in fed:
-        taken = sum(len(other[0]) for other in kept)
         if taken < samples:
             kept.append([array[: samples - taken] for array in batch])
+            taken += len(kept[-1][0])
     return kept
 
 

@@ -47,7 +47,7 @@ def _walk(plain, model, floats: list[Parts], rounded: list[Parts], visit: Visit,
             continue
         read = [[known[id(t)] for t in call.inputs] for call, known in zip(both, values, strict=True)]
         if is_nested(both[1].operation):
-            made = _walk(both[0].operation, both[1].operation, *read, visit, both[1].path + "/")
+            made = _walk(both[0].operation, both[1].operation, read[0], read[1], visit, both[1].path + "/")
         else:
             if len(both[1].inputs) == 1 and isinstance(both[1].operation, keras.Layer):
                 visit(*both, read[0][0], read[1][0])

@@ -143,7 +143,7 @@ class PostTraining(Method):
     def _learn(self, path: str, plain, layer, floats, rounded, activation) -> Row:
         name, _ = KERNELS[type(layer).__name__]
         own = chain(layer, name)
-        if own is None or len(own.links) != 1:
+        if own is None or len(own.links) != 1 or not isinstance(own.links[0], FixedGrid):
             return Row(path, name, SKIPPED, "rounded to nearest: other parametrizations hold its values")
         link = own.links[0]
         unit = keras.ops.convert_to_numpy(link.step())
