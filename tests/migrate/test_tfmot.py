@@ -173,6 +173,24 @@ def test_quantization_arrives_with_scales_and_ranges():
     assert learned.scale == pytest.approx((max(high, 0) - min(low, 0)) / 255, rel=1e-6)
 
 
+def test_what_was_rounded_before_its_normalization_stays_apart_from_it(tmp_path):
+    """A wrapper whose layer was rounded by itself, as a user's own QuantizeConfig makes it."""
+    path = tmp_path / "q.h5"
+    shutil.copy(FIXTURES / "quantized.h5", path)
+    with h5py.File(path, "r+") as file:
+        group = file["model_weights/quant_conv"]
+        names = [*group.attrs["weight_names"], *(f"quant_conv/post_activation_{end}:0" for end in ("min", "max"))]
+        group.attrs["weight_names"] = [str(name) for name in names]
+        group["quant_conv/post_activation_min:0"], group["quant_conv/post_activation_max:0"] = -2.0, 1.0
+    model = migrate.from_tfmot(path, verbose=0)
+    assert [layer.name for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)] == ["norm"]
+    learned = model.get_layer("conv_range").range
+    assert learned.scale == pytest.approx(3 / 255)
+    values = keras.Model(model.inputs[0], model.get_layer("conv_range").output)(_facts("quantized")["x"])
+    codes = np.asarray(values) / learned.scale
+    np.testing.assert_allclose(codes, np.rint(codes), atol=1e-3)
+
+
 def test_our_own_training_completes_what_tfmot_left_out():
     model, facts = _migrated("quantized")
     before = {layer.name: layer.range for layer in model.layers if isinstance(layer, OutputRange)}

@@ -39,9 +39,12 @@ def attach(built: Built, left: dict[str, Named], inputs: dict[str, Named]) -> tu
     for path, piece in pieces.items():
         rows += _structure(path, piece, left[path])
     grids = {(path, name): unit for path, piece in pieces.items() for name, unit in _units(path, piece, left[path])}
-    folds = {fold.normalization: fold for fold in foldable(built.model) if fold.layer}
+    # What was rounded before its normalization stays apart from it.
+    rounded = [path for path in pieces if _has(left[path], "post_activation") or _has(left[path], "output")]
+    skip = [fold.layer for fold in foldable(built.model) if fold.layer in rounded]
+    folds = {fold.normalization: fold for fold in foldable(built.model, skip) if fold.layer}
     factors = {fold.layer: _factor(operations(built.model)[name]) for name, fold in folds.items()}
-    model, _ = fold_batchnorm(built.model, reuse=True)
+    model, _ = fold_batchnorm(built.model, skip, reuse=True)
     rows += [Row(fold.normalization, "", DONE, f"folded into {fold.layer}") for fold in folds.values()]
     known = operations(model)
     for (path, name), unit in grids.items():
@@ -170,9 +173,8 @@ def _plan(inserts: dict, rows: list[Row], keys: list[str], path: str, own: Named
     if not _has(own, role):
         return
     low, high = (float(end) for end in _ends(own, role))
-    name = f"{keys[0].rsplit('/', 1)[-1].replace('#', '_')}_range"
-    if keys[0] in inserts:
-        return  # rounded twice on the same grid of the same value
+    before = inserts.get(keys[0], [])
+    name = f"{keys[0].rsplit('/', 1)[-1].replace('#', '_')}_range{len(before) + 1 if before else ''}"
     layer = OutputRange(name=name, dtype="float32")
     layer.build()
     if (low, high) == _UNTRAINED:
@@ -183,7 +185,7 @@ def _plan(inserts: dict, rows: list[Row], keys: list[str], path: str, own: Named
         _set_grid(layer, min(low, 0.0), max(high, 0.0))
         note = "; an int8 file has its input's range there (export with strict=False)" if tied else ""
         rows.append(Row(path, "output", DONE, f"int8 range {low:.4g} to {high:.4g}{note}"))
-    inserts.update(dict.fromkeys(keys, layer))
+    inserts.update({key: [*before, layer] for key in keys})
 
 
 def _set_grid(layer: OutputRange, low: float, high: float) -> None:
