@@ -134,13 +134,13 @@ def as_samples(data, model, most: int | None = None, seed: int = 0) -> Arrays:
     if isinstance(data, Arrays):
         samples = data
     elif hasattr(data, "take") and hasattr(data, "files"):  # images on disk
-        samples = Arrays(*data.take(range(len(data))), what="data")
+        samples = _arrays(*data.take(range(len(data))))
     elif isinstance(data, tuple):
         if len(data) not in (1, 2):
             raise CompressionError(f"`data` is x, or (x, y); received a tuple of {len(data)}.")
-        samples = Arrays(*data, what="data")
+        samples = _arrays(*data)
     else:
-        samples = Arrays(data, what="data")
+        samples = _arrays(data)
     arrays = keras.tree.flatten(samples.x)
     inputs = _keras_compat.model_inputs(model)
     if inputs is not None and len(inputs) != len(arrays):
@@ -156,6 +156,10 @@ def as_samples(data, model, most: int | None = None, seed: int = 0) -> Arrays:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(samples))[:most])
         samples = Arrays(*samples.take(chosen))
     return samples
+
+
+def _arrays(x, y=None) -> Arrays:
+    return Arrays(x, y, what="data")
 
 
 def accuracy(labels: np.ndarray, outputs: np.ndarray) -> float:
