@@ -161,10 +161,6 @@ class VariableGroup:
 def as_tensor(value):
     """A value as a tensor of the backend; `keras.ops.convert_to_tensor` returns variables as they are."""
     value = value.value if isinstance(value, keras.Variable) else keras.ops.convert_to_tensor(value)
-    if hasattr(value, "read_value") and hasattr(value, "values"):
-        import tensorflow as tf
-
-        return tf.convert_to_tensor(value)  # of tf.distribute: this replica's own, to which its gradients belong
     return value.read_value() if hasattr(value, "read_value") else value
 
 

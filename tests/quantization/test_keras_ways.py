@@ -158,8 +158,8 @@ from tfcompress.quantization import QAT, Scheme
 from tfcompress.quantization.ranges import ranges
 from tests.quantization.test_keras_ways import data, network, values
 x, y = data()
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 for method in (QAT(), QAT(scheme=Scheme(weight_range="lsq", output_range="lsq"), freeze_batchnorm=2)):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
         model = network()
         model.compile("sgd", "sparse_categorical_crossentropy")
@@ -170,7 +170,7 @@ for method in (QAT(), QAT(scheme=Scheme(weight_range="lsq", output_range="lsq"),
     assert tfcompress.step(model) == 6
     assert [one.range for one in ranges(model)] != before
     for variable in model.variables:
-        replicas = [np.array(v) for v in getattr(variable.value, "values", [])]
+        replicas = [v.numpy() for v in getattr(variable.value, "values", [])]
         assert len(replicas) == 2 and np.array_equal(*replicas), variable.path
     plain = tfcompress.finalize(model, verbose=0)
     assert np.isfinite(values(plain(x))).all()

@@ -49,6 +49,12 @@ class ScheduledBatchNormalization(keras.layers.BatchNormalization):
         super().__init__(**kwargs)
         self.freeze = freeze
 
+    def add_weight(self, *args, **kwargs):
+        # Under tf.distribute Keras's moving statistics differ by replica; a kernel that is folded with them must not.
+        if kwargs.get("trainable") is False:
+            kwargs.setdefault("aggregation", "mean")
+        return super().add_weight(*args, **kwargs)
+
     def build(self, input_shape):
         super().build(input_shape)
 
