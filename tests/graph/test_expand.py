@@ -124,7 +124,7 @@ def test_the_expanded_model_predicts_the_same(case):
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("case", ["lstm", "gru", "group normalization", "causal attention", "separable"])
+@pytest.mark.parametrize("case", ["lstm", "gru", "group normalization", "gated attention in a window", "separable"])
 def test_gradients_reach_all_weights(case):
     build, *shapes = CASES[case]
     model = network(build, *shapes)
