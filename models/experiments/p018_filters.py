@@ -68,7 +68,7 @@ def run(seed, quick, full, log):
     test = data.x_test[:5000], data.y_test[:5000].ravel()
     keras.utils.set_random_seed(seed)
     whole = vgg_small()
-    train(whole, x, y, epochs, 0.03)
+    train(whole, x, y, epochs, 0.01)
     base, macs = accuracy(whole, *test), cost.macs(whole)
     rows: dict[str, dict[str, float]] = {"whole": {"accuracy": base, "MACs": macs, "parameters": whole.count_params()}}
     shots = {}
@@ -79,7 +79,7 @@ def run(seed, quick, full, log):
     log(f"one-shot: {shots}")
     scratch = keras.models.clone_model(small)
     train(small, x, y, again, 1e-3)
-    train(scratch, x, y, epochs + again, 0.03)
+    train(scratch, x, y, epochs + again, 0.01)
     found, other = accuracy(small, *test), accuracy(scratch, *test)
     rows["smallest L1"] = {
         "accuracy": found,
