@@ -5,7 +5,7 @@ With `reuse=True` the layer objects themselves are called anew, and the model ob
 attached parametrizations, compile state and optimizer slots survive, and the old graph is gone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import keras
@@ -34,8 +34,8 @@ Replacement: TypeAlias = "keras.Operation | Weighted | Callable | list"
 def rebuild(
     model,
     *,
-    replace: dict[str, Replacement] | None = None,
-    insert: dict[str, Replacement] | None = None,
+    replace: Mapping[str, Replacement] | None = None,
+    insert: Mapping[str, Replacement] | None = None,
     drop=(),
     reuse: bool = False,
     input_shapes: dict[str, tuple] | None = None,
