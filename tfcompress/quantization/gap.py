@@ -208,7 +208,8 @@ def _exact_weights(model) -> dict[tuple[str, str], np.ndarray]:
 def _bias_step(link: BiasGrid) -> np.ndarray:
     """The product of both scales in float64, as an integer file's accumulator has it."""
     own = chain(link.layer, "kernel")
-    assert own is not None and isinstance(own.links[-1], IntegerGrid)  # else the bias has no unit
+    assert own is not None  # else the bias has no unit
+    assert isinstance(own.links[-1], IntegerGrid)
     kernel = ops.convert_to_numpy(own.links[-1].step()).astype(np.float64)
     return kernel.reshape(-1) * float(ops.convert_to_numpy(input_range(link.layer).grid()[0]))
 
