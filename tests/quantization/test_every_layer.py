@@ -88,7 +88,6 @@ def test_c05_operators_on_tensors_are_part_of_the_graph():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ON_TF, reason="conversions are tested once")
-@pytest.mark.slow
 def test_c05_mobilenet_v3_trains_a_step_and_its_file_is_verified(tmp_path):
     keras.utils.set_random_seed(0)
     model = keras.applications.MobileNetV3Small((64, 64, 3), weights=None, classes=10)
