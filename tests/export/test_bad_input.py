@@ -118,7 +118,7 @@ def test_values_that_overflow_inside_are_refused_by_tensor(refused):
     assert "Tensor" in text
 
 
-def test_ids_beyond_a_table_are_no_silent_zeros(refused):
+def test_wrong_inputs_are_refused_by_what_was_expected(refused):
     """Wrong numbers of inputs, names and shapes name what was expected."""
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
     model = keras.Model([a, b], layers.Dense(3)(layers.Add()([a, b])))

@@ -188,16 +188,17 @@ def rounding_error(x, low, high):
 @pytest.mark.jax
 @pytest.mark.parametrize("method", ["percentile", "mse"])
 def test_estimates_of_calibration_data_clip_outliers_and_stay(method):
-    x = np.random.default_rng(0).standard_t(3, size=(4000, 2)).astype("float32")
-    model = keras.Sequential([keras.Input((2,), name="x"), L.Dense(2, name="d")])
+    x = np.random.default_rng(0).normal(size=(4000, 50)).astype("float32")
+    x[0, 0] = 20
+    model = keras.Sequential([keras.Input((50,), name="x"), L.Dense(2, name="d")])
     model.compile("sgd", "mse")
     small = tfcompress.apply(model, QAT(scheme=Scheme(output_range=method, percentile=99.5)), data=x, verbose=0)
     found = ranges(small)[0]
     low, high = found.range.minimum, found.range.maximum
+    assert high < x.max() * 0.9
     if method == "percentile":
-        assert high < x.max() * 0.9
-        # The oracle sorts; its tolerance is a bin of the histogram and a step of the grid, whose zero has to be a code.
-        assert high == pytest.approx(np.percentile(x, 99.5), rel=0.03)
+        # The oracle sorts; a bin of the histogram is its tolerance.
+        assert high == pytest.approx(np.percentile(x, 99.5), rel=0.02)
     else:
         tried = [
             rounding_error(x, x.min() * a, x.max() * b)
@@ -205,7 +206,7 @@ def test_estimates_of_calibration_data_clip_outliers_and_stay(method):
             for b in np.linspace(0.3, 1, 15)
         ]
         assert rounding_error(x, low, high) <= min(tried) * 1.02
-    small.fit(x[:64] * 3, x[:64], verbose=0, callbacks=[tfcompress.Compression()])
+    small.fit(x[:64] * 3, x[:64, :2], verbose=0, callbacks=[tfcompress.Compression()])
     assert (found.range.minimum, found.range.maximum) == (low, high)
 
 

@@ -149,8 +149,12 @@ def percentile(histogram: Histogram, percent: float = PERCENTILE) -> tuple[float
     if not histogram.count:
         return 0.0, 0.0
     edges = (histogram.first + np.arange(len(histogram.counts) + 1)) * histogram.width
-    below = np.concatenate([[0], np.cumsum(histogram.counts)]) / histogram.count
-    ends = np.interp([1 - percent / 100, percent / 100], below, edges)
+    cut = 1 - percent / 100
+    # Each end is counted from its own side, so that a gap between two values that lies just there is left outside.
+    ends = [
+        np.interp(cut, np.concatenate([[0], np.cumsum(counts)]) / histogram.count, at)
+        for counts, at in ((histogram.counts, edges), (histogram.counts[::-1], edges[::-1]))
+    ]
     return tuple(float(end) for end in np.clip(ends, histogram.low, histogram.high))  # type: ignore[return-value]
 
 

@@ -5,13 +5,13 @@ import math
 
 from tfcompress import select
 from tfcompress.errors import CompressionError
-from tfcompress.method import apply, copy_model
+from tfcompress.method import copy_model
 from tfcompress.quantization import QAT
 from tfcompress.quantization.ranges import ranges
 from tfcompress.quantization.scheme import Scheme
 from tfcompress.search import costs
 from tfcompress.search.front import Point
-from tfcompress.search.simulation import FLOAT_BITS, Expanded, Simulation, Unit
+from tfcompress.search.simulation import FLOAT_BITS, Simulation, Unit, attach_expanded
 
 CHOICES = ("int4", "int8", "int16", "float")
 # The runtime has 4-bit weights for these.
@@ -131,7 +131,7 @@ class Family:
             keep_float=[select.where(stays)] if floats else None,
             mixed=[(select.where(narrows), 4)] if narrow else None,
         )
-        attached = apply(model, Expanded(method), data=self.data if data is None else data, verbose=0)
+        attached = attach_expanded(model, method, self.data if data is None else data)
         if data is None:
             self.network.copy_ranges(attached)
         return attached

@@ -16,7 +16,7 @@ from tfcompress.core.grids import grid_of
 from tfcompress.graph.calls import Call, all_calls, graph_of, is_nested
 from tfcompress.graph.expand import expand_layers
 from tfcompress.layers import OutputRange
-from tfcompress.method import Method, apply
+from tfcompress.method import apply
 from tfcompress.parametrization import deparametrize, state
 from tfcompress.quantization import QAT, placement
 from tfcompress.quantization.ranges import calibrate, ranges
@@ -26,20 +26,9 @@ FLOAT_BITS = 32
 _WITH_BIAS = {kind.__name__ for kind in placement.WITH_BIAS}
 
 
-class Expanded(Method):
-    """Layers with tensors inside as subgraphs first, so that a method finds the same names whatever it is to leave alone.
-
-    Args:
-        method: what is attached then.
-    """
-
-    def __init__(self, method):
-        self.method = method
-
-    def attach(self, model, data=None):
-        model, rows = expand_layers(model, reuse=True)
-        model, more = self.method.attach(model, data)
-        return model, rows + more
+def attach_expanded(model, method, data):
+    """A copy with its layers with tensors inside as subgraphs, and then a method: names are the same whatever it leaves alone."""
+    return apply(expand_layers(model)[0], method, data=data, in_place=True, verbose=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +143,7 @@ class Simulation(Weights):
     def __init__(self, model, scheme: Scheme, data):
         graph_of(model)
         few = keras.tree.map_structure(lambda a: a[:1], data) if scheme.needs_data else None
-        super().__init__(_bare(apply(model, Expanded(QAT(scheme=scheme)), data=few, verbose=0)))
+        super().__init__(_bare(attach_expanded(model, QAT(scheme=scheme), few)))
         # Ranges of the float network: a layer that few bits spoil would spoil those behind it for every assignment.
         for layer in ranges(self.model):
             if layer.fixed is None:
